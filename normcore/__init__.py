@@ -1,0 +1,1 @@
+"""Normalization layers on NumPy arrays at the memory limit of the CPU."""
