@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from itertools import repeat
+from math import prod
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,6 +21,23 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Axes = tuple[int, ...]
+
+
+def total(values: Array, axes: Axes) -> Array:
+    """Sum over `axes`, which are kept.
+
+    NumPy adds pairwise only along contiguous memory; along any other axis its error grows with the
+    square root of the length (float64, 65537 rows: 4e-15 of a variance, against 3e-16).
+    """
+    kept = tuple(axis for axis in range(values.ndim) if axis not in axes)
+    rows = np.ascontiguousarray(values.transpose(*kept, *axes))
+    rows = rows.reshape(*(values.shape[axis] for axis in kept), -1)
+    return np.expand_dims(rows.sum(-1), axes)
+
+
+def average(values: Array, axes: Axes) -> Array:
+    """Mean over `axes`, which are kept."""
+    return total(values, axes) / prod(values.shape[axis] for axis in axes)
 
 
 class Moments(NamedTuple):
@@ -37,11 +55,11 @@ def moments(x: Array, axes: Axes, dtype: Any = np.float64) -> Moments:
     is that error, and is taken off again.
     """
     x = x.astype(dtype)
-    mean = x.mean(axes, keepdims=True)
+    mean = average(x, axes)
     deviation = x - mean
-    correction = deviation.mean(axes, keepdims=True)
+    correction = average(deviation, axes)
     deviation -= correction
-    return Moments(mean + correction, np.mean(deviation**2, axes, keepdims=True), deviation)
+    return Moments(mean + correction, average(deviation**2, axes), deviation)
 
 
 def normalize(
@@ -64,8 +82,8 @@ def input_gradient(
     dx = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat)), x_hat = deviation * rstd.
     """
     x_hat = deviation * rstd
-    centred = dy - dy.mean(axes, keepdims=True)
-    dx = rstd * (centred - x_hat * np.mean(centred * x_hat, axes, keepdims=True))
+    centred = dy - average(dy, axes)
+    dx = rstd * (centred - x_hat * average(centred * x_hat, axes))
     return dx if weight is None else dx * weight
 
 
@@ -95,8 +113,8 @@ def batch_norm_backward(
     rstd = 1 / np.sqrt(statistics.var + eps)
     dy = dy.astype(dtype)
     dx = input_gradient(dy, statistics.deviation, rstd, weight, axes)
-    dweight = np.sum(dy * statistics.deviation * rstd, axes, keepdims=True)
-    return dx, dweight, np.sum(dy, axes, keepdims=True)
+    dweight = total(dy * statistics.deviation * rstd, axes)
+    return dx, dweight, total(dy, axes)
 
 
 class _Family:
@@ -121,7 +139,7 @@ class _Family:
         *shape, _threads = sizes
         found = moments(x.reshape(shape), self.cell)
         mean[...] = found.mean.reshape(mean.shape)
-        m2[...] = np.sum(found.deviation**2, self.cell).reshape(m2.shape)
+        m2[...] = total(found.deviation**2, self.cell).reshape(m2.shape)
 
     def apply(
         self,
@@ -172,8 +190,8 @@ class _Family:
         *shape, _threads = sizes
         gradient = dy.reshape(shape).astype(np.float64)
         deviation = x.reshape(shape) - self._statistic(mean, tuple(shape))
-        sum_dy[...] = np.sum(gradient, self.channel).reshape(sum_dy.shape)
-        sum_dy_xmu[...] = np.sum(gradient * deviation, self.channel).reshape(sum_dy.shape)
+        sum_dy[...] = total(gradient, self.channel).reshape(sum_dy.shape)
+        sum_dy_xmu[...] = total(gradient * deviation, self.channel).reshape(sum_dy.shape)
 
     def apply_grads(
         self,
@@ -217,13 +235,13 @@ class _Family:
         rstd = self._statistic(rstd, tuple(shape))
         if training:
             # As in `moments`: what a rounded mean leaves in the deviations comes off again.
-            deviation -= deviation.mean(self.channel, keepdims=True)
+            deviation -= average(deviation, self.channel)
             found = input_gradient(gradient, deviation, rstd, scale, self.channel)
         else:
             found = gradient * rstd if scale is None else gradient * rstd * scale
         reduced = tuple({0, *self.cell})
-        dweight[...] = np.sum(gradient * deviation * rstd, reduced)
-        dbias[...] = np.sum(gradient, reduced)
+        dweight[...] = total(gradient * deviation * rstd, reduced).reshape(dweight.shape)
+        dbias[...] = total(gradient, reduced).reshape(dbias.shape)
         dx[...] = found.reshape(dx.shape)
 
 
