@@ -80,7 +80,7 @@ def _inputs(case: Case, name: str) -> dict[str, Any]:
 
 
 def _refused(backend: Backend, case: Case, name: str, values: dict[str, Any]) -> bool:
-    outputs = [key for key in KERNEL[case.family, name].outputs]
+    outputs = KERNEL[case.family, name].outputs
     before = {key: np.array(values[key]) for key in outputs}
     try:
         backend.run(case.family, name, values)

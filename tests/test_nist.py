@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def _statistics(values: list[Fraction]) -> tuple[Decimal, Decimal, Decimal]:
     """Mean, standard deviation and lag-1 autocorrelation, to 40 digits."""
     mean = sum(values) / Fraction(len(values))
     squares = sum((value - mean) ** 2 for value in values)
-    lagged = sum((a - mean) * (b - mean) for a, b in zip(values, values[1:], strict=False))
+    lagged = sum((a - mean) * (b - mean) for a, b in pairwise(values))
     with localcontext(prec=40):
         var, decimal_mean, correlation = (
             Decimal(f.numerator) / f.denominator
