@@ -14,8 +14,11 @@ pytestmark = pytest.mark.skipif(not CYTHON, reason="built without a C compiler")
 BACKENDS = pytest.mark.parametrize("backend", CYTHON, ids=str)
 CALLS = pytest.mark.parametrize(
     ("family", "name"),
-    [(family, name) for family in ("nchw", "nc") for name in PASSES],
-    ids="_".join,
+    [
+        pytest.param(family, name, id=f"{family}_{name}")
+        for family in ("nchw", "nc")
+        for name in PASSES
+    ],
 )
 
 
@@ -116,7 +119,7 @@ def test_wrong_array_is_refused(
 def test_none_is_refused_where_it_means_nothing(backend: Backend, family: str, name: str) -> None:
     case = Case(family, (3, 5, 7))
     for key in KERNEL[family, name].arguments:
-        if key not in ("weight", "bias"):
+        if key not in ("weight", "bias", "training"):
             with pytest.raises((ValueError, TypeError)):
                 backend.run(family, name, {**_inputs(case, name), key: None})
 
