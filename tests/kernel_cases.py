@@ -172,6 +172,20 @@ def cases() -> tuple[Case, ...]:
     return tuple(found)
 
 
+def compiled(backend: Backend, case: Case) -> Case:
+    """The case, with fewer combinations of dtypes for Numba.
+
+    Numba takes 5 s to compile `forward` or `backward` for one combination of parameter dtypes:
+    it sees each array dtype with its own parameters and none, and float64 with float32 ones.
+    """
+    if backend.name != "numba":
+        return case
+    kind = case.weight if case.weight == case.bias else "own"
+    kind = "own" if case.dtype == "float32" and kind == "other" else kind
+    statistics = case.statistics if (case.dtype, kind) == ("float32", "own") else "float64"
+    return replace(case, weight=kind, bias=kind, statistics=statistics)
+
+
 def other(dtype: str) -> str:
     return "float64" if dtype == "float32" else "float32"
 

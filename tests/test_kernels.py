@@ -21,6 +21,7 @@ from kernel_cases import (
     arguments,
     backends,
     cases,
+    compiled,
     dx_scale,
     elementwise_scale,
     error,
@@ -51,6 +52,7 @@ def _cases() -> list[Any]:
 
 def _errors(backend: Backend, case: Case) -> dict[str, float]:
     """The error of every output of every pass, as a multiple of its tolerance."""
+    case = compiled(backend, case)
     expected = truth(case)
     found: dict[str, float] = {}
 
