@@ -165,7 +165,7 @@ def test_sizes_that_do_not_fit_the_arrays_are_refused(
     backend: Backend, family: str, name: str
 ) -> None:
     case = Case(family, (3, 5, 7))
-    # The last wraps around to 105 in 64 bits if the product is not checked.
+    # Two negative sizes have a positive product; the product of the last leaves 64 bits.
     for sizes in ((3, 5, 8), (-3, -5, 7), (-3, 5, -7), (3, -5, -7), (5, 3, 7), (3, 7, 5),
                   (105, 2**32 + 1, 2**32)):  # fmt: skip
         values = _inputs(case, name)
