@@ -68,9 +68,8 @@ def backends() -> tuple[Backend, ...]:
     """Every backend and instruction set that can run here."""
     families = {"nchw": reference.NCHW, "nc": reference.NC, "running": reference.RUNNING}
     found = [Backend("numpy", families)]
-    if find_spec("normcore.kernels.nchw"):
-        numba = {family: import_module(f"normcore.kernels.{family}") for family in families}
-        found.append(Backend("numba", numba))
+    numba = {family: import_module(f"normcore.kernels.{family}") for family in families}
+    found.append(Backend("numba", numba))
     if find_spec("normcore.kernels.running_cy") is not None:
         cython = import_module("normcore.kernels.cython")
         found += [Backend(f"cython-{isa}", cython.modules(isa)) for isa in cython.available()]
