@@ -37,7 +37,8 @@ def total(values: Array, axes: Axes) -> Array:
 
 def average(values: Array, axes: Axes) -> Array:
     """Mean over `axes`, which are kept."""
-    return total(values, axes) / prod(values.shape[axis] for axis in axes)
+    mean: Array = total(values, axes) / prod(values.shape[axis] for axis in axes)
+    return mean
 
 
 class Moments(NamedTuple):
