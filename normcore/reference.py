@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
+from collections.abc import Sequence
 from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def input_gradient(
     """
     x_hat = deviation * rstd
     centred = dy - dy.mean(axes, keepdims=True)
-    dx = rstd * (centred - x_hat * np.mean(centred * x_hat, axes, keepdims=True))
+    dx: Array = rstd * (centred - x_hat * np.mean(centred * x_hat, axes, keepdims=True))
     return dx if weight is None else dx * weight
 
 
@@ -239,8 +240,7 @@ def update(
 ) -> None:
     """Blend the batch's mean and unbiased variance into the running statistics, in place.
 
-    running = (1 - momentum) * running + momentum * new. The stores run inside one C call, where
-    no Ctrl-C can part them.
+    running = (1 - momentum) * running + momentum * new.
     """
     unbiased = var * (count / (count - 1))
     new_mean = (1 - momentum) * running_mean.astype(np.float64) + momentum * mean
@@ -254,7 +254,13 @@ def update(
     if num_batches_tracked is not None:
         targets.append(num_batches_tracked)
         values.append(num_batches_tracked + 1)
-    deque(map(operator.setitem, targets, repeat(...), values), maxlen=0)
+    assign(targets, values)
+
+
+def assign(targets: Sequence[Array], values: Sequence[Array]) -> None:
+    """targets[i][...] = values[i] for all i, inside one C call, where no Ctrl-C can part them."""
+    setitem: Any = operator.setitem
+    deque(map(setitem, targets, repeat(...), values), maxlen=0)
 
 
 NCHW = _Family(cell=(2,), channel=(0, 2))

@@ -35,7 +35,7 @@ class View(NamedTuple):
     """The axes in memory order; None if x already lies so."""
     channels: int
     """Length of the channel axis."""
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     """Elements per channel."""
 
 
@@ -88,3 +88,22 @@ def batch(x: Array, axis: int) -> tuple[Array, View]:
 def flat(x: Array, view: View) -> Array:
     """x as the kernels take it: C-contiguous, in memory order."""
     return x if view.order is None else x.transpose(view.order)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], view: View) -> Array:
+    """An array of this shape that lies in memory as the view says."""
+    order = view.order
+    if order is None:
+        return np.empty(shape, dtype)
+    memory = np.empty([shape[axis] for axis in order], dtype)
+    return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+def conform(dy: Array, view: View) -> Array:
+    """dy, or a copy of dy that lies in memory as the view of x says."""
+    lies = flat(dy, view).flags
+    if lies.c_contiguous and lies.aligned and dy.dtype.isnative:
+        return dy
+    copy = empty(dy.shape, dy.dtype.newbyteorder("="), view)
+    copy[...] = dy
+    return copy
