@@ -20,11 +20,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import reference
+from .kernels import table
 
 if TYPE_CHECKING:
     from .kernels import Family, Running
@@ -58,7 +60,15 @@ def load(name: str) -> Backend:
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
         return Backend(name, {"nchw": passes("nchw"), "nc": passes("nc")}, passes("running"))
-    return Backend(name, {"nchw": reference.NCHW, "nc": reference.NC}, reference.RUNNING)
+    families = {"nchw": _quiet(reference.NCHW), "nc": _quiet(reference.NC)}
+    return Backend(name, families, _quiet(reference.RUNNING))
+
+
+def _quiet(family: Any) -> Any:
+    # Like the compiled backends: NaN and infinity come out without a warning.
+    names = [name for name in dir(family) if name in {kernel.name for kernel in table.KERNELS}]
+    quiet = np.errstate(all="ignore")
+    return SimpleNamespace(**{name: quiet(getattr(family, name)) for name in names})
 
 
 def resolve(name: str) -> Backend:

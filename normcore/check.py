@@ -23,12 +23,11 @@ FLOAT64 = np.dtype(np.float64)
 
 def array(name: str, values: Any) -> Array:
     """A plain float32 or float64 array."""
-    if type(values) is not np.ndarray:
-        values = plain(name, values)
-    dtype = values.dtype
+    found: Array = values if type(values) is np.ndarray else plain(name, values)
+    dtype = found.dtype
     if dtype is not FLOAT32 and dtype is not FLOAT64 and dtype.type not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}")
-    return values  # type: ignore[no-any-return]
+    return found
 
 
 def plain(name: str, values: Any) -> Array:
@@ -65,12 +64,12 @@ def channel_axis(axis: int, x: Array) -> int:
 
 def same(name: str, values: Any, x: Array) -> Array:
     """An array of x's shape and dtype (in any byte order)."""
-    values = array(name, values)
-    if values.shape != x.shape:
-        raise ValueError(f"{name}: expected x's shape {x.shape}, got {values.shape}")
-    if values.dtype is not x.dtype and values.dtype.type is not x.dtype.type:
-        raise TypeError(f"{name}: expected x's dtype {x.dtype}, got {values.dtype}")
-    return values
+    found = array(name, values)
+    if found.shape != x.shape:
+        raise ValueError(f"{name}: expected x's shape {x.shape}, got {found.shape}")
+    if found.dtype is not x.dtype and found.dtype.type is not x.dtype.type:
+        raise TypeError(f"{name}: expected x's dtype {x.dtype}, got {found.dtype}")
+    return found
 
 
 def parameter(name: str, values: Any, shape: tuple[int, ...]) -> Array | None:
