@@ -75,9 +75,12 @@ def batch(x: Array, axis: int) -> tuple[Array, View]:
     (True, 'nc', (1, 200, 3))
     """
     flags = x.flags
-    if flags.c_contiguous and flags.aligned and x.dtype.isnative:
+    native = x.dtype.isnative
+    if flags.carray and native:
         return x, contiguous(x.shape, axis)
-    if flags.aligned and x.dtype.isnative:
+    if flags.aligned and native:
+        if flags.c_contiguous:  # and read-only
+            return x, contiguous(x.shape, axis)
         order = tuple(sorted(range(x.ndim), key=lambda i: -x.strides[i]))
         if x.transpose(order).flags.c_contiguous:
             return x, _permuted(x.shape, order, axis)
