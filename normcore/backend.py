@@ -56,10 +56,10 @@ def load(name: str) -> Backend:
         return Backend(name, {"nchw": cython.nchw, "nc": cython.nc}, cython.running)
     if name == "numba":
         try:
-            from .numba_kernels import passes
+            from .numba_kernels import passes, update
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
-        return Backend(name, {"nchw": passes("nchw"), "nc": passes("nc")}, passes("running"))
+        return Backend(name, {"nchw": passes("nchw"), "nc": passes("nc")}, update)
     families = {"nchw": _quiet(reference.NCHW), "nc": _quiet(reference.NC)}
     return Backend(name, families, _quiet(reference.RUNNING))
 

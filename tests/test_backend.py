@@ -28,7 +28,7 @@ def run(code, **environment):
         env={**keep, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -219,7 +219,7 @@ print(nc.get_backend())
 from normcore import numba_kernels
 def compiled():
     kernels = numba_kernels._kernels.values()
-    return sum(len(d.signatures) for k in kernels for d in {k.serial, k.parallel})
+    return sum(len(d.signatures) for k in kernels for d in (k.serial, k.parallel))
 before = compiled()
 for dtype in (np.float32, np.float64):
     for shape in ((40, 3), (4, 3, 5, 5), (16, 8, 32, 32)):
