@@ -1,1 +1,37 @@
-"""Normalization layers on NumPy arrays at the memory limit of the CPU."""
+"""Normalization layers on NumPy arrays at the memory limit of the CPU.
+
+`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` are layers with PyTorch's names and state;
+`functional` has the same without state. `set_backend` and `set_num_threads` choose what runs;
+`show_config` prints it.
+"""
+
+from . import functional
+from .backend import (
+    get_backend,
+    get_num_threads,
+    num_threads,
+    set_backend,
+    set_num_threads,
+    show_config,
+    use_backend,
+    warmup,
+)
+from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "__version__",
+    "functional",
+    "get_backend",
+    "get_num_threads",
+    "num_threads",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+    "use_backend",
+    "warmup",
+]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
+from collections.abc import Sequence
 from itertools import repeat
 from math import prod
 from types import SimpleNamespace
@@ -84,7 +85,7 @@ def input_gradient(
     """
     x_hat = deviation * rstd
     centred = dy - average(dy, axes)
-    dx = rstd * (centred - x_hat * average(centred * x_hat, axes))
+    dx: Array = rstd * (centred - x_hat * average(centred * x_hat, axes))
     return dx if weight is None else dx * weight
 
 
@@ -258,8 +259,7 @@ def update(
 ) -> None:
     """Blend the batch's mean and unbiased variance into the running statistics, in place.
 
-    running = (1 - momentum) * running + momentum * new. The stores run inside one C call, where
-    no Ctrl-C can part them.
+    running = (1 - momentum) * running + momentum * new.
     """
     unbiased = var * (count / (count - 1))
     new_mean = (1 - momentum) * running_mean.astype(np.float64) + momentum * mean
@@ -273,7 +273,13 @@ def update(
     if num_batches_tracked is not None:
         targets.append(num_batches_tracked)
         values.append(num_batches_tracked + 1)
-    deque(map(operator.setitem, targets, repeat(...), values), maxlen=0)
+    assign(targets, values)
+
+
+def assign(targets: Sequence[Array], values: Sequence[Array]) -> None:
+    """targets[i][...] = values[i] for all i, inside one C call, where no Ctrl-C can part them."""
+    setitem: Any = operator.setitem
+    deque(map(setitem, targets, repeat(...), values), maxlen=0)
 
 
 NCHW = _Family(cell=(2,), channel=(0, 2))

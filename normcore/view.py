@@ -35,7 +35,7 @@ class View(NamedTuple):
     """The axes in memory order; None if x already lies so."""
     channels: int
     """Length of the channel axis."""
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     """Elements per channel."""
 
 
@@ -75,9 +75,12 @@ def batch(x: Array, axis: int) -> tuple[Array, View]:
     (True, 'nc', (1, 200, 3))
     """
     flags = x.flags
-    if flags.c_contiguous and flags.aligned and x.dtype.isnative:
+    native = x.dtype.isnative
+    if flags.carray and native:
         return x, contiguous(x.shape, axis)
-    if flags.aligned and x.dtype.isnative:
+    if flags.aligned and native:
+        if flags.c_contiguous:  # and read-only
+            return x, contiguous(x.shape, axis)
         order = tuple(sorted(range(x.ndim), key=lambda i: -x.strides[i]))
         if x.transpose(order).flags.c_contiguous:
             return x, _permuted(x.shape, order, axis)
@@ -88,3 +91,22 @@ def batch(x: Array, axis: int) -> tuple[Array, View]:
 def flat(x: Array, view: View) -> Array:
     """x as the kernels take it: C-contiguous, in memory order."""
     return x if view.order is None else x.transpose(view.order)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], view: View) -> Array:
+    """An array of this shape that lies in memory as the view says."""
+    order = view.order
+    if order is None:
+        return np.empty(shape, dtype)
+    memory = np.empty([shape[axis] for axis in order], dtype)
+    return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+def conform(dy: Array, view: View) -> Array:
+    """dy, or a copy of dy that lies in memory as the view of x says."""
+    lies = flat(dy, view).flags
+    if lies.c_contiguous and lies.aligned and dy.dtype.isnative:
+        return dy
+    copy = empty(dy.shape, dy.dtype.newbyteorder("="), view)
+    copy[...] = dy
+    return copy

@@ -1,0 +1,327 @@
+"""Batch normalization as layers with state: `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import check
+from .functional import batch_norm, batch_norm_backward, batch_norm_forward, train
+from .layer import Layer, LayerGradients, Saved
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+Array = np.ndarray[Any, Any]
+
+
+class BatchNorm(Layer):
+    """What `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` have in common.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, for each channel.
+
+    Training normalizes by the mean and population variance of the batch and moves the running
+    statistics towards them (towards the unbiased variance); evaluation normalizes by the running
+    statistics.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    eps : float, optional
+        Positive.
+    momentum : float or None, optional
+        Weight of the new batch in the running statistics; None for the plain average over all
+        batches.
+    affine : bool, optional
+        Have ``weight`` and ``bias``.
+    track_running_stats : bool, optional
+        Have ``running_mean``, ``running_var`` and ``num_batches_tracked``. Without them
+        evaluation uses the statistics of the batch too.
+    axis : int, optional
+        The channel axis: 1 for channels-first, -1 for channels-last.
+    dtype : dtype, optional
+        Of parameters and running statistics, float32 or float64. x may be the other one.
+    skip_nonfinite : bool, optional
+        Leave the running statistics of a channel alone where the batch's are NaN or infinite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not as above.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, "Batch normalization", ICML 2015; defaults, names and errors are
+    those of PyTorch's layers.
+    """
+
+    ranks: tuple[int, ...]
+    """How many axes x may have."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        axis: int = 1,
+        dtype: DTypeLike = np.float32,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_features = check.size("num_features", num_features)
+        self.eps = check.eps(eps)
+        self.momentum = None if momentum is None else check.momentum(momentum)
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = check.layer_axis(axis, max(self.ranks))
+        self.dtype = check.layer_dtype(dtype)
+        self.skip_nonfinite = bool(skip_nonfinite)
+        self.weight = np.ones(num_features, self.dtype) if affine else None
+        self.bias = np.zeros(num_features, self.dtype) if affine else None
+        self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
+        self.running_var = np.ones(num_features, self.dtype) if track_running_stats else None
+        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
+
+    def __call__(self, x: ArrayLike, out: Array | None = None) -> Array:
+        """The same as `forward`."""
+        return self.forward(x, out)
+
+    def forward(self, x: ArrayLike, out: Array | None = None) -> Array:
+        """Normalize x: by the statistics of the batch in training, else by the running ones.
+
+        Parameters
+        ----------
+        x : array_like
+            float32 or float64, with ``num_features`` channels along ``axis``. In training mode
+            the layer refers to x until the next forward, for `backward`: do not change it.
+        out : ndarray, optional
+            Receives y. May be x; in training `backward` then needs a copy of x.
+
+        Returns
+        -------
+        y : ndarray
+            Shape, dtype and memory layout of x; `out` if that is given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `normcore.functional.batch_norm`. The layer is then as it was.
+        """
+        x = self._input(x)
+        if self._by_batch():
+            return self._forward_by_batch(x, out)
+        y = batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            False,
+            0.0,
+            self.eps,
+            axis=self.axis,
+            out=out,
+        )
+        if self.training:
+            self._saved = Saved(_kept(x, out), *self._running(), False)
+        return y
+
+    def _forward_by_batch(self, x: Array, out: Array | None) -> Array:
+        running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        with self._lock:
+            if self.training and self.num_batches_tracked is not None:
+                running = (self.running_mean, self.running_var, self.num_batches_tracked)
+                if self.momentum is None:
+                    momentum = 1 / (int(self.num_batches_tracked) + 1)
+            y, mean, rstd = train(
+                x,
+                self.weight,
+                self.bias,
+                *running,
+                momentum,
+                self.eps,
+                self.axis,
+                out,
+                self.skip_nonfinite,
+            )
+            if self.training:
+                self._saved = Saved(_kept(x, out), mean, rstd, True)
+        return y
+
+    def backward(
+        self, dy: ArrayLike, x: ArrayLike | None = None, out: Array | None = None
+    ) -> LayerGradients:
+        """Gradients of the last training-mode forward, or of an evaluation-mode forward of x.
+
+        Parameters
+        ----------
+        dy : array_like
+            Gradient of the loss with respect to y.
+        x : array_like, optional
+            The input of the forward. Needed in evaluation mode, where a forward keeps nothing,
+            and if the forward wrote y over x.
+        out : ndarray, optional
+            Receives dx. May be dy or x.
+
+        Returns
+        -------
+        LayerGradients
+            ``(dx, dweight, dbias)``; the last two are None if the layer is not affine, or is
+            frozen with ``freeze(affine=True)``.
+
+        Raises
+        ------
+        RuntimeError
+            If x is needed and not given.
+        TypeError, ValueError
+            As in `normcore.functional.batch_norm_backward`.
+        """
+        saved = self._saved if self.training else None
+        if saved is None:
+            if x is None:
+                raise RuntimeError(
+                    "backward: no training-mode forward to differentiate; evaluation keeps no "
+                    "input, so pass it: backward(dy, x)"
+                )
+            x = self._input(x)
+            saved = self._statistics_of(x)
+        elif x is None:
+            x = saved.x
+            if x is None:
+                raise RuntimeError(
+                    "backward: x was overwritten by forward(x, out=x); pass a copy of it made "
+                    "before: backward(dy, x)"
+                )
+        else:
+            x = self._input(x)
+        gradients = batch_norm_backward(
+            dy,
+            x,
+            saved.mean,
+            saved.rstd,
+            self.weight,
+            training=saved.batch_statistics,
+            axis=self.axis,
+            out=out,
+        )
+        if self.weight is None or self._frozen_affine:
+            return LayerGradients(gradients.dx, None, None)
+        return LayerGradients(*gradients)
+
+    def _by_batch(self) -> bool:
+        """Does a forward use the statistics of the batch now?"""
+        return (self.training and not self._frozen) or self.running_mean is None
+
+    def _running(self) -> tuple[Array, Array]:
+        """Mean and rstd of the running statistics, as they are now."""
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError(f"{type(self).__name__} has no running statistics")
+        mean, var = self.running_mean.astype(np.float64), self.running_var.astype(np.float64)
+        return mean, 1 / np.sqrt(var + self.eps)
+
+    def _statistics_of(self, x: Array) -> Saved:
+        """What a training-mode forward of x would have kept."""
+        if self._by_batch():
+            _, mean, rstd = batch_norm_forward(x, eps=self.eps, axis=self.axis)
+            return Saved(x, mean, rstd, True)
+        return Saved(x, *self._running(), False)
+
+    def _input(self, x: Any) -> Array:
+        x = check.array("x", x)
+        if x.ndim not in self.ranks:
+            expected = " or ".join(f"{rank}-D" for rank in self.ranks)
+            raise ValueError(
+                f"x: {type(self).__name__} expects a {expected} array, got shape {x.shape}"
+            )
+        axis = self.axis
+        if not -x.ndim <= axis < x.ndim or x.shape[axis] != self.num_features:
+            raise ValueError(
+                f"x: expected {self.num_features} channels along axis {axis}, got shape {x.shape}"
+            )
+        return x  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        extra = "".join(
+            f", {name}={value}"
+            for name, value, default in (
+                ("axis", self.axis, 1),
+                ("dtype", self.dtype.name, "float32"),
+                ("skip_nonfinite", self.skip_nonfinite, False),
+            )
+            if value != default
+        )
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}{extra})"
+        )
+
+
+def _kept(x: Array, out: Array | None) -> Array | None:
+    return x if out is None or not np.may_share_memory(x, out) else None
+
+
+class BatchNorm1d(BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L) arrays; parameters as `BatchNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> bn = nc.BatchNorm1d(2)
+    >>> bn(np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> bn.running_mean
+    array([0.2, 2. ], dtype=float32)
+    """
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """Batch normalization of (N, C, H, W) arrays; parameters as `BatchNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> bn = nc.BatchNorm2d(3)
+    >>> x = np.random.default_rng(0).normal(5, 2, (8, 3, 4, 4)).astype(np.float32)
+    >>> y = bn(x)
+    >>> bool(abs(y.mean((0, 2, 3))).max() < 1e-6)
+    True
+    >>> dx, dweight, dbias = bn.backward(np.ones_like(y))
+    >>> dbias
+    array([128., 128., 128.], dtype=float32)
+    >>> bn.eval()
+    BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    >>> channels_last = nc.BatchNorm2d(3, axis=-1)
+    >>> bool(np.array_equal(channels_last(x.transpose(0, 2, 3, 1)), y.transpose(0, 2, 3, 1)))
+    True
+    """
+
+    ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """Batch normalization of (N, C, D, H, W) arrays; parameters as `BatchNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> bn = nc.BatchNorm3d(2, momentum=None, affine=False)
+    >>> for level in (1, 2, 6):
+    ...     y = bn(np.full((2, 2, 3, 3, 3), level, np.float32))
+    >>> bn.running_mean
+    array([3., 3.], dtype=float32)
+    """
+
+    ranks = (5,)

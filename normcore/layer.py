@@ -1,0 +1,206 @@
+"""What all layers have in common: mode, freezing, parameters and buffers, the state dict.
+
+The names and the order of the state are PyTorch's, so that state dicts go both ways.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from . import check
+from .reference import assign
+
+Array = np.ndarray[Any, Any]
+Self = TypeVar("Self", bound="Layer")
+
+
+class LoadResult(NamedTuple):
+    """What `Layer.load_state_dict` found; both are empty if it was strict."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class LayerGradients(NamedTuple):
+    """What a layer's backward returns."""
+
+    dx: Array
+    """Gradient of the loss with respect to x; shape and dtype of x."""
+    dweight: Array | None
+    """Gradient with respect to weight; None if there is none, or it is frozen."""
+    dbias: Array | None
+    """Gradient with respect to bias; None likewise."""
+
+
+class Saved(NamedTuple):
+    """What a training-mode forward keeps for its backward."""
+
+    x: Array | None
+    """None if the forward wrote y over x."""
+    mean: Array
+    rstd: Array
+    batch_statistics: bool
+    """Are mean and rstd those of the batch, not constants?"""
+
+
+class Layer:
+    """A layer with parameters, running statistics and a training mode.
+
+    Evaluation-mode calls may run in any number of threads at once. Training-mode calls of one
+    layer wait for each other.
+    """
+
+    state_names: tuple[str, ...] = (
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    )
+    """The arrays of the state, in PyTorch's order; None where this layer has none."""
+
+    weight: Array | None
+    bias: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    num_batches_tracked: Array | None
+    training: bool
+
+    def __init__(self) -> None:
+        self.training = True
+        self._frozen = False
+        self._frozen_affine = False
+        self._saved: Saved | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock cannot be pickled, and activations are not state.
+        return {**self.__dict__, "_lock": None, "_saved": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Go to training mode (or to evaluation mode) and forget the last forward; return self."""
+        self.training = bool(mode)
+        self._saved = None
+        return self
+
+    def eval(self: Self) -> Self:
+        """Go to evaluation mode; return self."""
+        return self.train(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Are the running statistics frozen?"""
+        return self._frozen
+
+    def freeze(self: Self, affine: bool = False) -> Self:
+        """Use and never update the running statistics, in training mode too; return self.
+
+        Parameters
+        ----------
+        affine : bool, optional
+            Hold weight and bias still too: backward then returns None for their gradients.
+
+        Raises
+        ------
+        ValueError
+            If the layer has no running statistics.
+        """
+        if self.running_mean is None:
+            raise ValueError(
+                f"freeze: {type(self).__name__} has no running statistics to normalize by "
+                "(track_running_stats=False)"
+            )
+        self._frozen = True
+        self._frozen_affine = bool(affine)
+        return self
+
+    def unfreeze(self: Self) -> Self:
+        """Undo `freeze`; return self."""
+        self._frozen = self._frozen_affine = False
+        return self
+
+    def _arrays(self) -> dict[str, Array]:
+        found = {name: getattr(self, name) for name in self.state_names}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of parameters and running statistics, by PyTorch's names in PyTorch's order."""
+        with self._lock:
+            return {name: values.copy() for name, values in self._arrays().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy parameters and running statistics from a state dict, all or none.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            From `state_dict`, or from a PyTorch module. Floating-point values are converted to
+            the dtype of this layer.
+        strict : bool, optional
+            Insist on exactly this layer's keys.
+
+        Returns
+        -------
+        LoadResult
+            ``(missing_keys, unexpected_keys)``.
+
+        Raises
+        ------
+        ValueError
+            For missing or unexpected keys (if strict) and for wrong shapes.
+        TypeError
+            For values that are not numbers of the right kind. After an error the layer is as it
+            was.
+        """
+        own = self._arrays()
+        result = LoadResult(
+            [name for name in own if name not in state],
+            [name for name in state if name not in own],
+        )
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise ValueError(
+                f"state: expected the keys {', '.join(own) or '(none)'}; "
+                f"missing: {', '.join(result.missing_keys) or 'none'}; "
+                f"unexpected: {', '.join(map(str, result.unexpected_keys)) or 'none'}"
+            )
+        names = [name for name in own if name in state]
+        values = [_entry(name, state[name], own[name]) for name in names]
+        with self._lock:
+            assign([own[name] for name in names], values)
+        return result
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
+        self._reset("running_mean", "running_var", "num_batches_tracked")
+
+    def reset_parameters(self) -> None:
+        """Set weight to 1 and bias to 0, and reset the running statistics."""
+        self._reset(*self.state_names)
+
+    def _reset(self, *names: str) -> None:
+        own = {name: values for name, values in self._arrays().items() if name in names}
+        initial = [np.asarray(name in ("weight", "running_var"), own[name].dtype) for name in own]
+        with self._lock:
+            assign(list(own.values()), initial)
+
+
+def _entry(name: str, values: Any, own: Array) -> Array:
+    found = check.plain(name, values)
+    kind, expected = (
+        (np.floating, "floating-point numbers")
+        if issubclass(own.dtype.type, np.floating)
+        else (np.integer, "integers")
+    )
+    if not issubclass(found.dtype.type, kind):
+        raise TypeError(f"{name}: expected {expected}, got dtype {found.dtype}")
+    if found.shape != own.shape:
+        raise ValueError(f"{name}: expected shape {own.shape}, got {found.shape}")
+    return found.astype(own.dtype)

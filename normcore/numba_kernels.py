@@ -1,0 +1,166 @@
+"""The Numba kernels as a backend: one compilation per dtype of x, safe threads.
+
+Imported only when Numba is wanted, because importing Numba costs 0.2 s.
+
+Numba compiles a kernel once per combination of argument types, at 1 to 10 s each. So that there
+is one combination per dtype of x, arrays are passed flat, read-only arrays through a writeable
+alias (Numba types them apart; no kernel writes to an input), and everything that is per channel
+as a float64 array, also where weight or bias is None.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from numba import threading_layer  # type: ignore[attr-defined]
+
+from . import backend
+from .kernels import nc, nchw, running, table
+
+Array = np.ndarray[Any, Any]
+
+# One parallel call at a time where Numba's threading layer is workqueue, which aborts the process
+# on concurrent calls; also until the first parallel call has shown which layer it is.
+_parallel = threading.Lock()
+
+_STATISTICS = ("mean", "m2", "var", "rstd", "sum_dy", "sum_dy_xmu")
+
+
+class _Alias:
+    """Memory of a read-only array, for an array that Numba types like all others."""
+
+    def __init__(self, x: Array) -> None:
+        pointer, _ = x.__array_interface__["data"]
+        self.__array_interface__ = {**x.__array_interface__, "data": (pointer, False)}
+        self.owner = x
+
+
+def _flat(x: Array) -> Array:
+    return (x if x.flags.writeable else np.asarray(_Alias(x))).reshape(-1)
+
+
+def _layer_is_safe() -> bool:
+    try:
+        return cast(str, threading_layer()) != "workqueue"
+    except ValueError:  # no parallel call yet
+        return False
+
+
+class _Kernel:
+    """A pass of a Numba family, called with the arguments of the table."""
+
+    def __init__(self, module: Any, kernel: Any) -> None:
+        self.parallel = getattr(module, kernel.name)
+        self.serial = self.parallel.serial
+        self.dtypes: set[str] = set()
+        """Dtypes of x that `compile` has compiled for."""
+        names = kernel.arguments
+        self.x = names.index("x")
+        self.c = names.index("c")
+        self.full = [i for i, name in enumerate(names) if name in ("x", "y", "dx", "dy")]
+        self.statistics = [i for i, name in enumerate(names) if name in _STATISTICS]
+        self.parameters = [
+            (i, float(name == "weight"))
+            for i, name in enumerate(names)
+            if name in ("weight", "bias")
+        ]
+        self.gradients = [i for i, name in enumerate(names) if name in ("dweight", "dbias")]
+
+    def __call__(self, *arguments: Any) -> None:
+        given = list(arguments)
+        for i in self.full:
+            given[i] = _flat(given[i])
+        for i in self.statistics:
+            given[i] = _flat(given[i].astype(np.float64, copy=False))
+        for i, default in self.parameters:
+            if given[i] is None:
+                given[i] = np.full(given[self.c], default)
+            else:
+                given[i] = _flat(given[i].astype(np.float64, copy=False))
+        for i in self.gradients:
+            given[i] = np.empty(given[self.c])
+        self._run(given)
+        for i in self.gradients:
+            arguments[i][...] = given[i]
+
+    def _run(self, given: list[Any]) -> None:
+        if given[-1] == 1 or backend.is_forked():
+            self.serial(*given)
+        elif _layer_is_safe():
+            self.parallel(*given)
+        elif _parallel.acquire(blocking=False):
+            try:
+                self.parallel(*given)
+            finally:
+                _parallel.release()
+        else:
+            self.serial(*given)
+
+    def compile(self, *arguments: Any) -> None:
+        """Compile both twins for the dtype of x, by calling them."""
+        self(*arguments[:-1], 1)
+        self(*arguments[:-1], 2)
+        self.dtypes.add(arguments[self.x].dtype.char)
+
+    def unless_it_waits(self, fallback: Callable[..., None]) -> Callable[..., None]:
+        """The kernel for the dtypes that it was compiled for, else `fallback`."""
+
+        def call(*arguments: Any) -> None:
+            compiled = arguments[self.x].dtype.char in self.dtypes
+            (self if compiled else fallback)(*arguments)
+
+        return call
+
+
+def _update(
+    running_mean: Array, running_var: Array, num_batches_tracked: Array | None, *rest: Any
+) -> None:
+    count = None if num_batches_tracked is None else num_batches_tracked.reshape(-1)
+    running.update(running_mean, running_var, count, *rest)
+
+
+_families = {"nchw": nchw, "nc": nc}
+_kernels = {
+    (kernel.family, kernel.name): _Kernel(_families[kernel.family], kernel)
+    for kernel in table.KERNELS
+    if kernel.family in _families
+}
+update = SimpleNamespace(update=_update)
+
+
+def passes(family: str) -> Any:
+    """The kernels of one family, by name."""
+    return SimpleNamespace(**{name: call for (of, name), call in _kernels.items() if of == family})
+
+
+def compiled_passes(family: str, fallback: Any) -> Any:
+    """The kernels of one family for the dtypes that `warm` compiled, else those of `fallback`."""
+    return SimpleNamespace(
+        **{
+            name: call.unless_it_waits(getattr(fallback, name))
+            for (of, name), call in _kernels.items()
+            if of == family
+        }
+    )
+
+
+def warm(dtype: np.dtype[Any]) -> None:
+    """Compile every kernel for x of one dtype."""
+    sizes = {"nchw": (1, 1, 8), "nc": (1, 8, 1)}
+    one = np.ones(1)  # per channel
+    values: dict[str, Any] = {"eps": 1e-5, "training": True, "count": 8.0, "threads": 1}
+    values |= {name: np.ones(8, dtype) for name in ("y", "x", "dy", "dx")}
+    for kernel in table.KERNELS:
+        if kernel.family in sizes:
+            named = dict(zip(table.SIZES[kernel.family], sizes[kernel.family], strict=True))
+            call = _kernels[kernel.family, kernel.name]
+            call.compile(*((values | named).get(name, one) for name in kernel.arguments))
+    for tracked in (None, np.array(0)):
+        update.update(
+            *(np.ones(1, dtype), np.ones(1, dtype), tracked, np.ones(1), np.ones(1)),
+            *(0.1, 8, False),
+        )
