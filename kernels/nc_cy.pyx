@@ -281,7 +281,7 @@ def moments(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """Mean and sum of squared deviations of every cell (b, c)."""
-    cdef Job *job = new_job(None, x, None, b * c, c, b * m * c)
+    cdef Job *job = new_job(None, x, None, b * c, c, product(b, m, c))
     try:
         moments_job(job, mean, m2)
         launch(job, True, b, m, c, threads)
@@ -295,7 +295,7 @@ def apply(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """y = (x - mean) / sqrt(var + eps) * weight + bias with given statistics."""
-    cdef Job *job = new_job(y, x, None, b * c, c, b * m * c)
+    cdef Job *job = new_job(y, x, None, b * c, c, product(b, m, c))
     try:
         apply_job(job, mean, var, weight, bias, eps)
         launch(job, False, b, m, c, threads)
@@ -309,7 +309,7 @@ def forward(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """Statistics of x, and y = (x - mean) * rstd * weight + bias."""
-    cdef Job *job = new_job(y, x, None, b * c, c, b * m * c)
+    cdef Job *job = new_job(y, x, None, b * c, c, product(b, m, c))
     try:
         forward_job(job, mean, var, rstd, weight, bias, eps)
         launch(job, True, b, m, c, threads)
@@ -323,7 +323,7 @@ def reduce_grads(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """sum(dy) and sum(dy * (x - mean)) of every (b, c)."""
-    cdef Job *job = new_job(None, x, dy, b * c, c, b * m * c)
+    cdef Job *job = new_job(None, x, dy, b * c, c, product(b, m, c))
     try:
         reduce_grads_job(job, sum_dy, sum_dy_xmu, mean)
         launch(job, True, b, m, c, threads)
@@ -338,7 +338,7 @@ def apply_grads(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """dx from the two sums over `count` elements per statistic."""
-    cdef Job *job = new_job(dx, x, dy, b * c, c, b * m * c)
+    cdef Job *job = new_job(dx, x, dy, b * c, c, product(b, m, c))
     try:
         apply_grads_job(job, mean, rstd, weight, sum_dy, sum_dy_xmu, count)
         launch(job, False, b, m, c, threads)
@@ -353,7 +353,7 @@ def backward(
     Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
 ):
     """dx, dweight and dbias; with training=False the statistics are constants."""
-    cdef Job *job = new_job(dx, x, dy, b * c, c, b * m * c)
+    cdef Job *job = new_job(dx, x, dy, b * c, c, product(b, m, c))
     try:
         backward_job(job, dweight, dbias, mean, rstd, weight, training)
         launch(job, True, b, m, c, threads)

@@ -278,7 +278,7 @@ def moments(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """Mean and sum of squared deviations of every cell: each plane is a channel of its own."""
-    cdef Job *job = new_job(None, x, None, n * c, n * c, n * c * s)
+    cdef Job *job = new_job(None, x, None, n * c, n * c, product(n, c, s))
     try:
         moments_job(job, mean, m2)
         launch(job, True, 1, n * c, s, threads)
@@ -292,7 +292,7 @@ def apply(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """y = (x - mean) / sqrt(var + eps) * weight + bias with given statistics."""
-    cdef Job *job = new_job(y, x, None, c, c, n * c * s)
+    cdef Job *job = new_job(y, x, None, c, c, product(n, c, s))
     try:
         apply_job(job, mean, var, weight, bias, eps)
         launch(job, False, n, c, s, threads)
@@ -306,7 +306,7 @@ def forward(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """Statistics of x, and y = (x - mean) * rstd * weight + bias."""
-    cdef Job *job = new_job(y, x, None, c, c, n * c * s)
+    cdef Job *job = new_job(y, x, None, c, c, product(n, c, s))
     try:
         forward_job(job, mean, var, rstd, weight, bias, eps)
         launch(job, True, n, c, s, threads)
@@ -320,7 +320,7 @@ def reduce_grads(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """sum(dy) and sum(dy * (x - mean)) of every channel."""
-    cdef Job *job = new_job(None, x, dy, c, c, n * c * s)
+    cdef Job *job = new_job(None, x, dy, c, c, product(n, c, s))
     try:
         reduce_grads_job(job, sum_dy, sum_dy_xmu, mean)
         launch(job, True, n, c, s, threads)
@@ -335,7 +335,7 @@ def apply_grads(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """dx from the two sums over `count` elements per channel."""
-    cdef Job *job = new_job(dx, x, dy, c, c, n * c * s)
+    cdef Job *job = new_job(dx, x, dy, c, c, product(n, c, s))
     try:
         apply_grads_job(job, mean, rstd, weight, sum_dy, sum_dy_xmu, count)
         launch(job, False, n, c, s, threads)
@@ -350,7 +350,7 @@ def backward(
     Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
 ):
     """dx, dweight and dbias; with training=False the statistics are constants."""
-    cdef Job *job = new_job(dx, x, dy, c, c, n * c * s)
+    cdef Job *job = new_job(dx, x, dy, c, c, product(n, c, s))
     try:
         backward_job(job, dweight, dbias, mean, rstd, weight, training)
         launch(job, True, n, c, s, threads)

@@ -10,8 +10,9 @@
 # Sums of channel i: forward sum(x - shift), sum((x - shift)^2); backward sum(dy),
 # sum(dy * (x - mean)), sum(x - mean). They lie as (width, channels), width 2 or 3.
 
+from cpython.mem cimport PyMem_RawCalloc
 from cpython.pystate cimport PyThreadState
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 include "array.pxi"
 
@@ -22,6 +23,7 @@ cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
 cdef Py_ssize_t UNIT = _schedule.UNIT
 
 cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
     PyThreadState *PyEval_SaveThread() noexcept
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
@@ -77,6 +79,11 @@ cdef bint shift_was_bad(Job *job, Py_ssize_t i) noexcept nogil:
 # Sums -> statistics and coefficients of channel i ----------------------------------------------
 
 
+cdef inline Py_ssize_t parameter_of(Job *job, Py_ssize_t i) noexcept nogil:
+    # A division per channel would be a tenth of a small call.
+    return i if i < job.parameters else i % job.parameters
+
+
 cdef inline double m2_of(Job *job, Py_ssize_t i) noexcept nogil:
     cdef double rest = job.sums[job.statistics + i] - job.sums[i] * job.sums[i] / job.count
     return 0.0 if rest < 0.0 else rest
@@ -85,7 +92,7 @@ cdef inline double m2_of(Job *job, Py_ssize_t i) noexcept nogil:
 cdef void split_mean(Job *job, Py_ssize_t i, double hi, double lo, double rstd) noexcept nogil:
     # In float32, hi must be a float32 and lo the rest of the mean.
     cdef Channel *channel = job.channels + i
-    channel.scale = rstd * value(&job.weight, i % job.parameters, 1.0)
+    channel.scale = rstd * value(&job.weight, parameter_of(job, i), 1.0)
     channel.wide = is_wide(hi, rstd, channel.scale)
     channel.hi = hi
     channel.lo = lo
@@ -105,13 +112,13 @@ cdef void settle_forward(Job *job, Py_ssize_t i) noexcept nogil:
     job.to_var[i] = m2_of(job, i) / job.count
     job.to_rstd[i] = 1.0 / sqrt(job.to_var[i] + job.eps)
     split_mean(job, i, job.shift[i], lo, job.to_rstd[i])
-    job.channels[i].bias = value(&job.bias, i % job.parameters, 0.0)
+    job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
 
 
 cdef void settle_apply(Job *job, Py_ssize_t i) noexcept nogil:
     cdef double rstd = 1.0 / sqrt(value(&job.var, i, 1.0) + job.eps)
     split_mean(job, i, value(&job.mean, i, 0.0), 0.0, rstd)
-    job.channels[i].bias = value(&job.bias, i % job.parameters, 0.0)
+    job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
 
 
 cdef void settle_sums(Job *job, Py_ssize_t i) noexcept nogil:
@@ -163,6 +170,17 @@ cdef void give_parameter_grads(Job *job) noexcept nogil:
 # From the arguments of a kernel to its job: every check, before anything is written -------------
 
 
+cdef Py_ssize_t product(Py_ssize_t first, Py_ssize_t second, Py_ssize_t third) except -1:
+    # Wrong sizes must not wrap around to the right number of elements.
+    if first < 0 or second < 0 or third < 0:
+        refuse("sizes", "no negative one", (first, second, third))
+    if second > 0 and first > PY_SSIZE_T_MAX // second or (
+        third > 0 and first * second > PY_SSIZE_T_MAX // third
+    ):
+        refuse("sizes", "fewer elements than memory holds", (first, second, third))
+    return first * second * third
+
+
 cdef Job *new_job(
     cnp.ndarray out, cnp.ndarray x, cnp.ndarray dy, Py_ssize_t statistics, Py_ssize_t parameters,
     Py_ssize_t size,
@@ -177,8 +195,9 @@ cdef Job *new_job(
     if out is not None:
         check_out(out, "y" if dy is None else "dx", size, typenum)
     cdef Py_ssize_t tables = statistics * (width + 1 + sizeof(Channel) // sizeof(double))
-    job = <Job *>scratch((sizeof(Job) + sizeof(double) - 1) // sizeof(double) + tables)
-    memset(job, 0, sizeof(Job) + tables * sizeof(double))
+    job = <Job *>PyMem_RawCalloc(1, sizeof(Job) + tables * sizeof(double))
+    if job == NULL:
+        raise MemoryError
     job.channels = <Channel *>(job + 1)
     job.sums = <double *>(job.channels + statistics)
     job.shift = job.sums + statistics * width
