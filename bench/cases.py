@@ -60,7 +60,7 @@ def crops(shape: Shape, shift: int) -> Array:
 
 def table(shape: Shape, shift: int) -> Array:
     """(n, c): the digits, repeated downwards and, each time rolled, to the right."""
-    n, c = shape
+    c = shape[1]
     rows = digits()
     blocks = -(-c // rows.shape[1])
     wide = np.hstack([np.roll(rows, 101 * block + shift, axis=0) for block in range(blocks)])

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
+from normcore.kernels.table import Kernel
 
 from bench.problem import EPS, Problem
-from normcore.kernels.table import Kernel
 
 Array = np.ndarray[Any, Any]
 
@@ -40,6 +40,8 @@ class Engine(Protocol):
     title: str
     ours: bool
     """Whether a wrong result is refused (normcore) or only shown beside the time (peers)."""
+    instruction_set: str
+    """What was chosen at import, where the engine says it."""
 
     def call(self, problem: Problem, kernel: Kernel) -> Call | None: ...
 
@@ -53,6 +55,7 @@ class Normcore:
         self.name = backend
         self.title = f"normcore {backend}"
         self.families = families
+        self.instruction_set = getattr(families, "isa", "")
 
     def call(self, problem: Problem, kernel: Kernel) -> Call:
         outputs = problem.outputs(kernel)
@@ -67,6 +70,7 @@ class Textbook:
     name = "textbook"
     title = "NumPy textbook"
     ours = False
+    instruction_set = ""
 
     def call(self, problem: Problem, kernel: Kernel) -> Call:
         case = problem.case
@@ -147,6 +151,7 @@ class Torch:
 
         torch.set_num_threads(threads)
         self.torch = torch
+        self.instruction_set = torch.backends.cpu.get_cpu_capability()
 
     def call(self, problem: Problem, kernel: Kernel) -> Call | None:
         find = getattr(self, f"_{kernel.name}", None)
@@ -225,8 +230,8 @@ def _textbook(threads: int) -> Engine:
 
 
 ENGINES: dict[str, tuple[Callable[[int], Engine], tuple[str, ...]]] = {
-    "cython": (_cython, ("normcore.kernels.running_cy", "normcore.kernels.nchw_cy")),
-    "numba": (_numba, ("numba", "normcore.kernels.nchw")),
+    "cython": (_cython, ("normcore.kernels.nchw_cy", "normcore.kernels.nc_cy")),
+    "numba": (_numba, ("numba", "normcore.kernels.nchw", "normcore.kernels.nc")),
     "numpy": (_numpy, ()),
     "textbook": (_textbook, ()),
     "torch": (Torch, ("torch",)),

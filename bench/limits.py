@@ -15,12 +15,12 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from normcore.kernels.table import Kernel
 from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bench.problem import Problem
-from normcore.kernels.table import Kernel
 
 Array = np.ndarray[Any, Any]
 
@@ -111,8 +111,9 @@ def _triad_streaming(y, a, b, lo, hi):
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _read(y, a, b, lo, hi):
     total = np.float32(0)
-    for value in a[lo:hi]:
-        total += value
+    a = a[lo:hi]
+    for i in range(a.size):
+        total += a[i]
     return total
 
 
@@ -177,14 +178,14 @@ _PROBES: dict[tuple[int, int], dict[str, tuple[Any, Any]]] = {
     (2, 0): {"read two": (_read_two, _read_two_threads)},
     (1, 1): {
         "copy": (_copy, _copy_threads),
-        "copy non-temporal": (_copy_streaming, _copy_streaming_threads),
+        "streamed copy": (_copy_streaming, _copy_streaming_threads),
     },
     (2, 1): {
         "triad": (_triad, _triad_threads),
-        "triad non-temporal": (_triad_streaming, _triad_streaming_threads),
+        "streamed triad": (_triad_streaming, _triad_streaming_threads),
     },
 }
-"""(arrays read, arrays written) -> probes, serial and parallel."""
+"""(arrays read, arrays written) -> probes, serial and parallel. Streamed: non-temporal stores."""
 
 
 def thread_counts(threads: int) -> list[int]:

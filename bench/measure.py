@@ -9,19 +9,22 @@ refused: it is reported as wrong and never timed.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from normcore.kernels.table import Kernel
 
 from bench import limits
 from bench.cases import Case
 from bench.engines import Call, Engine
 from bench.problem import TOLERANCES, Problem, kernels_of
-from normcore.kernels.table import Kernel
+
+Name = TypeVar("Name")
 
 TURN_SECONDS = 0.006
 """A turn repeats a call for this long: the first run brings the caches back, the next are warm."""
@@ -56,7 +59,6 @@ class Verdict:
 class Result:
     """One engine on one kernel of one case. `timing` is None where the result was refused."""
 
-    engine: str
     ours: bool
     verdict: Verdict
     timing: Timing | None
@@ -72,7 +74,8 @@ class Comparison:
     limit: Timing
     probe: str
     """The probe that was fastest."""
-    results: dict[str, Result] = field(default_factory=dict)
+    results: dict[str, Result]
+    """By the engine's name."""
 
     def seconds(self, engine: str) -> float | None:
         """Best time of an engine, None if it took no part or was refused."""
@@ -107,16 +110,23 @@ def verify(problem: Problem, call: Call, exact: Mapping[str, Any], *, strict: bo
     return Verdict(errors, "; ".join(wrong) if strict else "")
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time calls in turns, for a number of rounds."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+def interleave(
+    calls: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    around: Callable[[Name], AbstractContextManager[object]] = lambda name: nullcontext(),
+    finished: Callable[[], object] = lambda: None,
+) -> dict[Name, Timing]:
+    """Time calls in turns; `around` each turn (not each call), and tell when a round is over."""
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, run in calls.items():
                 if sum(samples[name]) < PATIENCE_SECONDS:
-                    samples[name] += _turn(run)
+                    with around(name):
+                        samples[name] += _turn(run)
+            finished()
     finally:
         if collecting:
             gc.enable()
@@ -136,47 +146,64 @@ def _turn(run: Callable[[], object]) -> list[float]:
 
 
 def compare(
-    problem: Problem, kernel: Kernel, engines: Sequence[Engine], rounds: int
-) -> Comparison:
-    """Verify every engine that has this kernel, then time those that passed, and the limit."""
-    exact = problem.reference(kernel)
-    probes = limits.probes(problem, kernel)
-    verdicts: dict[str, Verdict] = {}
-    timed: dict[str, Callable[[], object]] = {}
-    for engine in engines:
-        call = engine.call(problem, kernel)
-        if call is None:
-            continue
-        verdict = verify(problem, call, exact, strict=engine.ours)
-        verdicts[engine.name] = verdict
-        if not verdict.complaint:
-            timed[engine.name] = call.run
-    timings = interleave({**timed, **probes}, rounds)
-    probe = min(probes, key=lambda name: timings[name].best)
-    found = {
-        engine.name: Result(
-            engine.name, engine.ours, verdicts[engine.name], timings.get(engine.name)
-        )
-        for engine in engines
-        if engine.name in verdicts
-    }
-    return Comparison(
-        problem.case, kernel, problem.bytes_moved(kernel), timings[probe], probe, found
-    )
-
-
-def measure(
-    cases: Sequence[Case],
+    case: Case,
     engines: Sequence[Engine],
     threads: int,
     rounds: int,
-    started: Callable[[Case, Kernel], object],
-) -> Iterator[Comparison]:
-    """Every kernel of every case; `started` hears what comes next."""
-    for case in cases:
-        kernels = kernels_of(case.view.family)
-        started(case, kernels[0])
-        problem = Problem(case, threads)
-        for kernel in kernels:
-            started(case, kernel)
-            yield compare(problem, kernel, engines, rounds)
+    advance: Callable[[str], object] = lambda what: None,
+) -> list[Comparison]:
+    """Verify every engine on every kernel of a case; then time what passed, and the limits.
+
+    A round goes through all kernels of the case, so that the runs of each lie seconds apart.
+    `advance` hears of each of the `steps` as it ends.
+    """
+    problem = Problem(case, threads)
+    kernels = kernels_of(problem.family)
+    verdicts: dict[tuple[str, str], Verdict] = {}
+    timed: dict[tuple[str, str], Callable[[], object]] = {}
+    probes: dict[str, list[str]] = {}
+    for kernel in kernels:
+        exact = problem.reference(kernel)
+        for engine in engines:
+            call = engine.call(problem, kernel)
+            if call is None:
+                continue
+            verdict = verify(problem, call, exact, strict=engine.ours)
+            verdicts[kernel.name, engine.name] = verdict
+            if not verdict.complaint:
+                timed[kernel.name, engine.name] = call.run
+        found = limits.probes(problem, kernel)
+        probes[kernel.name] = list(found)
+        timed.update(((kernel.name, name), probe) for name, probe in found.items())
+        advance(f"{case.name}: {kernel.name} verified")
+    turn = iter(range(1, rounds + 1))
+    timings = interleave(
+        timed, rounds, finished=lambda: advance(f"{case.name}: round {next(turn)} of {rounds}")
+    )
+    return [_gather(problem, kernel, engines, verdicts, timings, probes) for kernel in kernels]
+
+
+def steps(case: Case, rounds: int) -> int:
+    """How often `compare` will call `advance`."""
+    return len(kernels_of(case.view.family)) + rounds
+
+
+def _gather(
+    problem: Problem,
+    kernel: Kernel,
+    engines: Sequence[Engine],
+    verdicts: Mapping[tuple[str, str], Verdict],
+    timings: Mapping[tuple[str, str], Timing],
+    probes: Mapping[str, list[str]],
+) -> Comparison:
+    of_kernel = {name: timing for (of, name), timing in timings.items() if of == kernel.name}
+    probe = min(probes[kernel.name], key=lambda name: of_kernel[name].best)
+    results = {
+        engine.name: Result(
+            engine.ours, verdicts[kernel.name, engine.name], of_kernel.get(engine.name)
+        )
+        for engine in engines
+        if (kernel.name, engine.name) in verdicts
+    }
+    moved = problem.bytes_moved(kernel)
+    return Comparison(problem.case, kernel, moved, of_kernel[probe], probe, results)
