@@ -1,0 +1,115 @@
+# What every Cython kernel module shares: argument checks, and parameters of either precision.
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.math cimport isfinite, sqrt
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef struct Parameter:
+    # One value per channel, in float32 or float64; neither: not given.
+    const float *single
+    const double *double_
+
+
+cdef inline double value(Parameter *parameter, Py_ssize_t i, double default) noexcept nogil:
+    if parameter.single != NULL:
+        return parameter.single[i]
+    if parameter.double_ != NULL:
+        return parameter.double_[i]
+    return default
+
+
+cdef struct WritableParameter:
+    float *single
+    double *double_
+
+
+cdef inline void assign(WritableParameter *parameter, Py_ssize_t i, double new) noexcept nogil:
+    if parameter.single != NULL:
+        parameter.single[i] = <float>new
+    else:
+        parameter.double_[i] = new
+
+
+cdef int refuse(str name, str expected, object got) except -1:
+    raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+cdef int check(cnp.ndarray a, str name, Py_ssize_t size) except -1:
+    # What both inputs and outputs must be: `size` contiguous, native, aligned elements.
+    if cnp.PyArray_SIZE(a) != size:
+        refuse(name, f"{size} elements", f"shape {(<object>a).shape}")
+    if not cnp.PyArray_ISCARRAY_RO(a):
+        refuse(name, "a C-contiguous, aligned array in native byte order", f"flags\n{(<object>a).flags}")
+    return 0
+
+
+cdef int check_real(cnp.ndarray a, str name, Py_ssize_t size, int typenum) except -1:
+    check(a, name, size)
+    if cnp.PyArray_TYPE(a) != typenum:
+        refuse(name, "float64" if typenum == cnp.NPY_FLOAT64 else "float32", a.dtype)
+    return 0
+
+
+cdef int check_out(cnp.ndarray a, str name, Py_ssize_t size, int typenum) except -1:
+    check_real(a, name, size, typenum)
+    if not cnp.PyArray_ISWRITEABLE(a):
+        refuse(name, "a writeable array", "a read-only one")
+    return 0
+
+
+cdef int real_type(cnp.ndarray x, str name) except -1:
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    if typenum != cnp.NPY_FLOAT32 and typenum != cnp.NPY_FLOAT64:
+        raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}")
+    return typenum
+
+
+cdef int check_threads(int threads) except -1:
+    if threads < 1:
+        refuse("threads", "at least 1", threads)
+    return 0
+
+
+cdef Parameter parameter(object given, str name, Py_ssize_t size) except *:
+    cdef Parameter found
+    cdef cnp.ndarray a
+    found.single = NULL
+    found.double_ = NULL
+    if given is None:
+        return found
+    if not isinstance(given, cnp.ndarray):
+        raise TypeError(f"{name}: expected an array or None, got {type(given).__name__}")
+    a = given
+    check(a, name, size)
+    if real_type(a, name) == cnp.NPY_FLOAT32:
+        found.single = <const float *>cnp.PyArray_DATA(a)
+    else:
+        found.double_ = <const double *>cnp.PyArray_DATA(a)
+    return found
+
+
+cdef WritableParameter writable(cnp.ndarray a, str name, Py_ssize_t size) except *:
+    cdef WritableParameter found
+    cdef int typenum = real_type(a, name)
+    check_out(a, name, size, typenum)
+    found.single = NULL
+    found.double_ = NULL
+    if typenum == cnp.NPY_FLOAT32:
+        found.single = <float *>cnp.PyArray_DATA(a)
+    else:
+        found.double_ = <double *>cnp.PyArray_DATA(a)
+    return found
+
+
+cdef inline double *doubles(cnp.ndarray a) noexcept:
+    return <double *>cnp.PyArray_DATA(a)
+
+
+cdef double *scratch(Py_ssize_t size) except NULL:
+    cdef double *memory = <double *>PyMem_RawCalloc(size, sizeof(double))
+    if memory == NULL:
+        raise MemoryError
+    return memory

@@ -1,0 +1,85 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True
+"""Running statistics and facts about the CPU; what needs no vector instructions."""
+
+include "array.pxi"
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define NORMCORE_MAX_THREADS omp_get_max_threads()
+    #else
+    #define NORMCORE_MAX_THREADS 1
+    #endif
+    #if defined(__x86_64__)
+    static int cpu_has_avx2(void) {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+    static int cpu_has_avx512(void) {
+        __builtin_cpu_init();
+        return cpu_has_avx2() && __builtin_cpu_supports("avx512f")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512vl");
+    }
+    #else
+    static int cpu_has_avx2(void) { return 0; }
+    static int cpu_has_avx512(void) { return 0; }
+    #endif
+    """
+    int NORMCORE_MAX_THREADS
+    int cpu_has_avx2() nogil
+    int cpu_has_avx512() nogil
+
+
+def max_threads():
+    """Threads that OpenMP would use: OMP_NUM_THREADS, or the CPUs this process may run on."""
+    return NORMCORE_MAX_THREADS
+
+
+def instruction_sets():
+    """Instruction sets that this CPU and operating system execute, best first."""
+    found = ["baseline"]
+    if cpu_has_avx2():
+        found.insert(0, "avx2")
+    if cpu_has_avx512():
+        found.insert(0, "avx512")
+    return tuple(found)
+
+
+def update(
+    cnp.ndarray running_mean not None,
+    cnp.ndarray running_var not None,
+    cnp.ndarray num_batches_tracked,
+    cnp.ndarray mean not None,
+    cnp.ndarray var not None,
+    double momentum,
+    double count,
+    bint skip_nonfinite,
+):
+    """running = (1 - momentum) * running + momentum * new, var unbiased; all in one call.
+
+    Ctrl-C cannot part the stores: Python looks at signals only after the return.
+    """
+    cdef Py_ssize_t c = cnp.PyArray_SIZE(mean), i
+    cdef WritableParameter to_mean = writable(running_mean, "running_mean", c)
+    cdef WritableParameter to_var = writable(running_var, "running_var", c)
+    cdef Parameter old_mean = parameter(running_mean, "running_mean", c)
+    cdef Parameter old_var = parameter(running_var, "running_var", c)
+    cdef double unbias = count / (count - 1)
+    check_real(mean, "mean", c, cnp.NPY_FLOAT64)
+    check_real(var, "var", c, cnp.NPY_FLOAT64)
+    if num_batches_tracked is not None:
+        check_out(num_batches_tracked, "num_batches_tracked", 1, cnp.NPY_INT64)
+        (<cnp.int64_t *>cnp.PyArray_DATA(num_batches_tracked))[0] += 1
+    for i in range(c):
+        if skip_nonfinite and not (isfinite(doubles(mean)[i]) and isfinite(doubles(var)[i])):
+            continue
+        assign(
+            &to_mean, i,
+            (1 - momentum) * value(&old_mean, i, 0) + momentum * doubles(mean)[i],
+        )
+        assign(
+            &to_var, i,
+            (1 - momentum) * value(&old_var, i, 0) + momentum * (doubles(var)[i] * unbias),
+        )

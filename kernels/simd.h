@@ -1,0 +1,123 @@
+/* Vectors of the widest kind that this build's instruction set has, for float and double.
+
+   GNU C vector extensions (GCC, Clang): the arithmetic compiles for any CPU, and the same source
+   is built once per x86 instruction set. A loop that needs neither lanes nor streaming stores is
+   left to the compiler's vectorizer.
+
+   Everything that rounds lives in functions that are not inlined, so that one compiled copy serves
+   every thread and schedule: results are bitwise equal however the work is split. */
+
+#ifndef NORMCORE_SIMD_H
+#define NORMCORE_SIMD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+#define KERNEL static __attribute__((noinline))
+#define INLINE static inline __attribute__((always_inline))
+
+/* UNROLL vectors of doubles in flight hide the latency of the additions. */
+#define UNROLL 4
+#define DOUBLES (VECTOR_BYTES / 8)
+#define LANES (UNROLL * DOUBLES)
+
+typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
+typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef float half_f32 __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef vec_f64 loose_f64 __attribute__((aligned(8), may_alias));
+typedef vec_f32 loose_f32 __attribute__((aligned(4), may_alias));
+typedef half_f32 loose_half_f32 __attribute__((aligned(4), may_alias));
+
+/* DOUBLES elements as doubles. */
+INLINE vec_f64 widen_f32(const float *p) {
+    return __builtin_convertvector(*(const loose_half_f32 *)p, vec_f64);
+}
+INLINE vec_f64 widen_f64(const double *p) { return *(const loose_f64 *)p; }
+
+INLINE vec_f32 load_f32(const float *p) { return *(const loose_f32 *)p; }
+INLINE vec_f64 load_f64(const double *p) { return *(const loose_f64 *)p; }
+INLINE void store_f32(float *p, vec_f32 v) { *(loose_f32 *)p = v; }
+INLINE void store_f64(double *p, vec_f64 v) { *(loose_f64 *)p = v; }
+
+/* A store that does not first read the line it overwrites; p is aligned to VECTOR_BYTES. */
+INLINE void stream_f64(double *p, vec_f64 v) {
+#if defined(__AVX512F__)
+    _mm512_stream_pd(p, (__m512d)v);
+#elif defined(__AVX__)
+    _mm256_stream_pd(p, (__m256d)v);
+#elif defined(__x86_64__)
+    _mm_stream_pd(p, (__m128d)v);
+#else
+    *(vec_f64 *)p = v;
+#endif
+}
+INLINE void stream_f32(float *p, vec_f32 v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(__x86_64__)
+    _mm_stream_ps(p, (__m128)v);
+#else
+    *(vec_f32 *)p = v;
+#endif
+}
+
+/* Streaming stores are weakly ordered: fence before another thread may look. */
+INLINE void stream_fence(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+/* Elements before p reaches a 64-byte line, at most len. */
+INLINE ptrdiff_t line_head(const void *p, ptrdiff_t itemsize, ptrdiff_t len) {
+    ptrdiff_t head = (ptrdiff_t)((64 - (uintptr_t)p % 64) % 64) / itemsize;
+    return head < len ? head : len;
+}
+
+/* The sum of LANES lanes, always in the same order. */
+INLINE double lane_sum(const double *lanes) {
+    double total = 0.0;
+    for (int i = 0; i < LANES; i++)
+        total += lanes[i];
+    return total;
+}
+
+/* The coefficients of one channel. The mean comes in two parts, so that x - hi is exact when the
+   mean is large against the deviations:
+
+   forward   y  = ((x - hi) - lo) * scale + bias
+   backward  dx = scale * ((dy - mean_dy_hi) - (((x - hi) - lo) * slope + mean_dy_lo)) */
+typedef struct {
+    double hi, lo, scale, bias, slope, mean_dy_hi, mean_dy_lo;
+    /* float32 intermediates could overflow or lose digits: compute in float64. */
+    double wide;
+} Channel;
+
+/* Bounds beyond which float32 intermediates could overflow although the result does not. With
+   |mean| <= 4e37 and |x| <= 3e38, x - mean is finite; |x - mean| <= sqrt(count) * std. What is not
+   finite is not wide: it would only make a hopeless channel slow. */
+INLINE int is_wide(double mean, double rstd, double scale) {
+    return isfinite(mean) && isfinite(scale) && rstd > 0.0 &&
+           (fabs(mean) > 4e37 || rstd < 1e-30 || rstd > 1e30 || fabs(scale) > 1e30);
+}
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+
+#endif
