@@ -19,6 +19,8 @@ from bench.machine import describe
 from bench.measure import Comparison, compare, steps
 from bench.targets import judge
 
+BUSY = 0.5
+"""Load average beyond which somebody else is using the cores."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,6 +85,11 @@ def main(arguments: Sequence[str]) -> int:
         console.print("[red]none of the engines is here[/]")
         return 1
     machine = describe(engines, given.threads)
+    if machine["load_before"] > BUSY:
+        console.print(
+            f"[yellow]this machine is busy (load {machine['load_before']:.1f}): "
+            "expect worse figures than it can give[/]"
+        )
     comparisons: list[Comparison] = []
     # The library's own calls are shown on one case beyond the cache and one within.
     public = [case for case in cases if case.name in ("nchw-56", "nc-1024")]

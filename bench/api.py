@@ -68,7 +68,7 @@ def whole_calls(case: Case, backends: Sequence[str], threads: int, rounds: int) 
             axis=case.axis,
             out=problem.shaped(problem.stream()),
         )
-        what = f"functional.batch_norm {key}, {case.label}"
+        what = f"functional.batch_norm {key}, {case.name}"
         found += _timed(problem, kernel, {(key, what): run}, backends, rounds)
     return found
 

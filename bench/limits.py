@@ -210,8 +210,8 @@ def probes(problem: Problem, kernel: Kernel) -> dict[str, Callable[[], object]]:
     return found
 
 
-def _with_threads(threads: int, parallel: Any, y: Array, x: Array, dy: Array) -> None:
+def _with_threads(threads: int, parallel: Any, y: Array, x: Array, dy: Array) -> object:
     # Numba's count belongs to the calling thread, and a kernel may have left another.
     if numba.get_num_threads() != threads:
         numba.set_num_threads(threads)
-    parallel(y, x, dy, threads)
+    return parallel(y, x, dy, threads)

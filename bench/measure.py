@@ -30,7 +30,7 @@ TURN_SECONDS = 0.006
 """A turn repeats a call for this long: the first run brings the caches back, the next are warm."""
 REST_SECONDS = 0.002
 """Between turns: OpenMP's threads spin for about a millisecond before they leave the core."""
-PATIENCE_SECONDS = 0.8
+PATIENCE_SECONDS = 0.4
 """Who has used this much in one comparison has had enough runs (at least one) and drops out."""
 
 

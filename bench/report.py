@@ -47,6 +47,8 @@ def kernel_tables(
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
         table.add_column("pass", no_wrap=True)
         table.add_column("who", no_wrap=True)
@@ -101,7 +103,7 @@ def api_table(results: Sequence[ApiResult]) -> Table:
     table = Table(title="public API", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("what", "backend"):
         table.add_column(heading)
-    for heading in ("time", "GB/s", "% of limit", "error"):
+    for heading in ("time", "GB/s", "% limit", "error"):
         table.add_column(heading, justify="right")
     for result in results:
         best = result.timing.best
