@@ -1,6 +1,6 @@
 # What every Cython kernel module shares: argument checks, and parameters of either precision.
 
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport isfinite, sqrt
 
 cimport numpy as cnp
@@ -109,7 +109,7 @@ cdef inline double *doubles(cnp.ndarray a) noexcept:
 
 
 cdef double *scratch(Py_ssize_t size) except NULL:
-    cdef double *memory = <double *>PyMem_RawCalloc(size, sizeof(double))
+    cdef double *memory = <double *>PyMem_RawMalloc(size * sizeof(double))
     if memory == NULL:
         raise MemoryError
     return memory

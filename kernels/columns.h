@@ -25,7 +25,7 @@ typedef struct {
 
 typedef struct {
     ptrdiff_t itemsize;
-    double (*first_shift)(const void *x, ptrdiff_t rows, ptrdiff_t stride);
+    void (*first_shifts)(double *shift, const void *x, const Block *block);
     void (*sums)(double *sum, double *square, const void *x, const Block *block,
                  const double *shift);
     void (*grad_sums)(double *sum, double *product, double *rest, const void *dy, const void *x,
@@ -58,33 +58,38 @@ typedef struct {
 #define VEC NAME(vec)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 
-/* As first_shift of rows.h, down one column. */
-KERNEL double NAME(column_shift)(const void *from, ptrdiff_t rows, ptrdiff_t stride) {
+/* As first_shift of rows.h, for every column, from the first rows. */
+KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block) {
     const REAL *x = from;
-    const double first = x[0];
-    const ptrdiff_t near = rows < 16 ? rows : 16;
-    double total = 0.0;
-    for (ptrdiff_t r = 0; r < near; r++)
-        total += x[r * stride] - first;
-    const double shift = first + total / near;
-    return isfinite(shift) ? shift : 0.0;
+    const ptrdiff_t near = block->rows < ROWS ? block->rows : ROWS;
+    for (ptrdiff_t j = 0; j < block->cols; j++) {
+        const double first = x[j];
+        double total = 0.0;
+        for (ptrdiff_t r = 1; r < near; r++)
+            total += x[r * block->stride + j] - first;
+        const double found = first + total / near;
+        shift[j] = isfinite(found) ? found : 0.0;
+    }
 }
 
 /* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors of doubles. */
 #define SUM_COLUMNS(K)                                                                         \
     for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
         vec_f64 k[K], s[K], q[K];                                                              \
+        UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             k[u] = load_f64(shift + j + u * DOUBLES);                                          \
             s[u] = load_f64(sum + j + u * DOUBLES);                                            \
             q[u] = load_f64(square + j + u * DOUBLES);                                         \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
+            UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
                 vec_f64 d = NAME(widen)(x + i * block->stride + j + u * DOUBLES) - k[u];       \
                 s[u] += d;                                                                     \
                 q[u] += d * d;                                                                 \
             }                                                                                  \
+        UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             store_f64(sum + j + u * DOUBLES, s[u]);                                            \
             store_f64(square + j + u * DOUBLES, q[u]);                                         \
@@ -113,6 +118,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
 #define SUM_GRADS(K)                                                                           \
     for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
         vec_f64 m[K], s[K], p[K], e[K];                                                        \
+        UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             m[u] = load_f64(mean + j + u * DOUBLES);                                           \
             s[u] = load_f64(sum + j + u * DOUBLES);                                            \
@@ -120,6 +126,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
             e[u] = load_f64(rest + j + u * DOUBLES);                                           \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
+            UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
                 const ptrdiff_t at = i * block->stride + j + u * DOUBLES;                      \
                 vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
@@ -127,6 +134,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
                 p[u] += g * d;                                                                 \
                 e[u] += d;                                                                     \
             }                                                                                  \
+        UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             store_f64(sum + j + u * DOUBLES, s[u]);                                            \
             store_f64(product + j + u * DOUBLES, p[u]);                                        \
@@ -259,7 +267,7 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
 }
 
 static const Columns NAME(columns) = {
-    sizeof(REAL),      NAME(column_shift), NAME(column_sums),       NAME(column_grad_sums),
+    sizeof(REAL),      NAME(column_shifts), NAME(column_sums),      NAME(column_grad_sums),
     NAME(column_pack), NAME(column_apply), NAME(column_apply_grads),
 };
 

@@ -5,11 +5,13 @@
 stand the schedules; the arithmetic on a block of rows is in columns.h.
 
 Rows of few channels are read `fold` at a time as one wide row, so that every vector is full; a
-channel's columns are added up at the end. Two schedules, chosen by the sizes alone:
+channel's columns are added up at the end. A pass has three sweeps: sums, over units of rows;
+totals, statistics and coefficients, over pieces of columns, unit by unit in order; elementwise,
+over units of rows again. A thread's share of the units is the same in both sweeps, and the second
+runs backwards, because the end of its share is what the first left in the cache.
 
-* by strip, where a strip of columns fits a core's cache from the first row to the last: sums and
-  elementwise pass of one strip after the other, so x comes from memory once;
-* by unit of rows: all sums first, unit by unit in order, then the elementwise pass.
+Strips of columns that fit a core's cache, to read x from memory once, were tried: rows 4 KB apart
+fall into few cache sets and touch a page each, and (1024, 1024) took 540 us against 400.
 """
 
 from cython.parallel cimport prange
@@ -27,7 +29,7 @@ cdef extern from "columns.h" nogil:
         Py_ssize_t period
     ctypedef struct Columns:
         Py_ssize_t itemsize
-        double (*first_shift)(const void *x, Py_ssize_t rows, Py_ssize_t stride) noexcept nogil
+        void (*first_shifts)(double *shift, const void *x, const Block *block) noexcept nogil
         void (*sums)(
             double *sum, double *square, const void *x, const Block *block, const double *shift
         ) noexcept nogil
@@ -45,11 +47,10 @@ cdef extern from "columns.h" nogil:
             const Coefficients *columns, int stream) noexcept nogil
     const Columns columns_f32, columns_f64
 
-# A strip is this wide (columns) and, over all rows and arrays read, at most this large (bytes).
-cdef Py_ssize_t STRIP = _schedule.STRIP
-cdef Py_ssize_t STRIP_BYTES = _schedule.STRIP_BYTES
-# Rows are folded until they hold at least this many columns.
+# Rows are folded until they hold this many columns.
 cdef Py_ssize_t FOLD = 64
+# Columns whose totals one thread settles at a time.
+cdef Py_ssize_t PIECE = 64
 
 
 cdef struct Plan:
@@ -61,17 +62,17 @@ cdef struct Plan:
     Py_ssize_t rows        # whole folded rows of one b; what is left over is one shorter row
     Py_ssize_t unit        # folded rows of one unit
     Py_ssize_t units       # units of one b
-    Py_ssize_t strips      # strips of one b; 1: by unit
-    # Tables of b * wide columns.
-    double *shift
-    char *packed
+    Py_ssize_t pieces      # pieces of c columns
+    double *shift          # (b, wide): the channel's shift under every column
+    double *totals         # (b, units, width, wide): sums of every unit
+    char *packed           # (COEFFICIENTS, b, wide) in the element type
+    Py_ssize_t wide_channels
+    Py_ssize_t bad_shifts
 
 
-cdef Plan make_plan(Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c) noexcept nogil:
-    cdef Plan plan
-    cdef Py_ssize_t streams = 1 if job.dy == NULL else 2
-    plan.shift = NULL
-    plan.packed = NULL
+cdef void make_plan(
+    Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
+) noexcept nogil:
     plan.columns = &columns_f32 if job.itemsize == 4 else &columns_f64
     plan.b = b
     plan.m = m
@@ -79,26 +80,24 @@ cdef Plan make_plan(Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c) noexcept
     plan.fold = max(1, min(m, FOLD // c))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    plan.unit = max(8, UNIT * 4 // plan.wide // 8 * 8)
+    plan.unit = max(8, 4 * UNIT // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
-    plan.strips = 1
-    if c >= 2 * STRIP and m * STRIP * job.itemsize * streams <= STRIP_BYTES:
-        plan.strips = (c + STRIP - 1) // STRIP
-    return plan
+    plan.pieces = (c + PIECE - 1) // PIECE
+    plan.wide_channels = 0
+    plan.bad_shifts = 0
 
 
 cdef struct Part:
-    # Some rows and columns of one b: the block, where it starts in x, and its first column in
-    # the tables of b * wide columns. The rows that fold leaves over are a part of their own.
+    # Rows of one b: the block, where it starts in x, and its first column in (b, wide).
     Block block
     Py_ssize_t at, column
 
 
-cdef inline Part part_of(
-    Plan *plan, Py_ssize_t b, Py_ssize_t unit, Py_ssize_t strip, bint rest
-) noexcept nogil:
+cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
+    # The whole folded rows of a unit or, with `rest`, the rows that folding leaves over.
     cdef Part part
-    cdef Py_ssize_t row = unit * plan.unit, first = 0
+    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units
+    cdef Py_ssize_t row = unit * plan.unit
     part.block.stride = plan.wide
     part.block.cols = plan.wide
     part.block.rows = max(0, min(plan.unit, plan.rows - row))
@@ -106,48 +105,44 @@ cdef inline Part part_of(
         row = plan.rows
         part.block.cols = plan.m % plan.fold * plan.c
         part.block.rows = 1 if unit == plan.units - 1 and part.block.cols > 0 else 0
-    elif plan.strips > 1:
-        first = strip * STRIP
-        part.block.cols = min(STRIP, plan.c - first)
-    part.at = b * plan.m * plan.c + row * plan.wide + first
-    part.column = b * plan.wide + first
+    part.at = b * plan.m * plan.c + row * plan.wide
+    part.column = b * plan.wide
     return part
 
 
-cdef void unit_sums(
-    Job *job, Plan *plan, double *totals, Py_ssize_t pitch, Py_ssize_t b, Py_ssize_t unit,
-    Py_ssize_t strip,
-) noexcept nogil:
-    # totals[k * pitch + j]: sum k of column j of this unit (and strip).
-    cdef Part part
-    cdef Py_ssize_t at, k, j
-    cdef int rest
-    for rest in range(2):
-        part = part_of(plan, b, unit, strip, rest)
-        if rest == 0:
-            for k in range(job.width):
-                for j in range(part.block.cols):
-                    totals[k * pitch + j] = 0.0
-        at = part.at * job.itemsize
-        if job.dy == NULL:
-            plan.columns.sums(
-                totals, totals + pitch, job.x + at, &part.block, plan.shift + part.column)
-        else:
-            plan.columns.grad_sums(
-                totals, totals + pitch, totals + 2 * pitch, job.dy + at, job.x + at, &part.block,
-                plan.shift + part.column)
-
-
-cdef void unit_elementwise(
-    Job *job, Plan *plan, Coefficients columns, Py_ssize_t b, Py_ssize_t unit, Py_ssize_t strip
-) noexcept nogil:
+cdef void unit_sums(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    cdef double *totals = plan.totals + item * job.width * plan.wide
     cdef Part part
     cdef Py_ssize_t at
     cdef int rest
+    for at in range(job.width * plan.wide):
+        totals[at] = 0.0
     for rest in range(2):
-        part = part_of(plan, b, unit, strip, rest)
+        part = part_of(plan, item, rest)
+        at = part.at * job.itemsize
+        if job.dy == NULL:
+            plan.columns.sums(
+                totals, totals + plan.wide, job.x + at, &part.block, plan.shift + part.column)
+        else:
+            plan.columns.grad_sums(
+                totals, totals + plan.wide, totals + 2 * plan.wide, job.dy + at, job.x + at,
+                &part.block, plan.shift + part.column)
+
+
+cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    cdef Coefficients columns
+    cdef Part part
+    cdef Py_ssize_t at
+    cdef int rest
+    columns.pitch = plan.b * plan.wide
+    columns.period = plan.c
+    for rest in range(2):
+        part = part_of(plan, item, rest)
         at = part.at * job.itemsize
         columns.packed = plan.packed + part.column * job.itemsize
+        columns.channels = NULL
+        if plan.wide_channels > 0 and job.itemsize == 4:
+            columns.channels = job.channels + item // plan.units * plan.c
         if job.dy == NULL:
             plan.columns.apply(job.out + at, job.x + at, &part.block, &columns, job.stream)
         elif job.training:
@@ -155,171 +150,127 @@ cdef void unit_elementwise(
                 job.out + at, job.dy + at, job.x + at, &part.block, &columns, job.stream)
         else:
             plan.columns.apply(job.out + at, job.dy + at, &part.block, &columns, job.stream)
-    if job.stream:
-        stream_fence()
 
 
-cdef void first_shifts(
-    Job *job, Plan *plan, Py_ssize_t b, Py_ssize_t first, Py_ssize_t last
-) noexcept nogil:
-    cdef Py_ssize_t j
-    if job.dy == NULL:
-        for j in range(first, last):
-            job.shift[b * plan.c + j] = plan.columns.first_shift(
-                job.x + (b * plan.m * plan.c + j) * job.itemsize, plan.m, plan.c)
-
-
-cdef void spread_shifts(
-    Job *job, Plan *plan, Py_ssize_t b, Py_ssize_t first, Py_ssize_t last
-) noexcept nogil:
-    # One shift per channel -> one per column of a folded row.
-    cdef Py_ssize_t j, k
+cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # The shifts of a piece of channels (in a forward: found here), under every folded column.
+    cdef Py_ssize_t b = item // plan.pieces, j, k
+    cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
+    cdef Block block
+    if job.dy == NULL and plan.bad_shifts == 0:
+        block.rows = plan.m
+        block.cols = last - first
+        block.stride = plan.c
+        plan.columns.first_shifts(
+            job.shift + b * plan.c + first,
+            job.x + (b * plan.m * plan.c + first) * job.itemsize, &block)
     for k in range(plan.fold):
         for j in range(first, last):
             plan.shift[b * plan.wide + k * plan.c + j] = job.shift[b * plan.c + j]
 
 
-cdef void add_unit(
-    Job *job, Plan *plan, const double *totals, Py_ssize_t pitch, Py_ssize_t b,
-    Py_ssize_t first, Py_ssize_t last, bint start,
-) noexcept nogil:
-    # Adds one unit to the sums of channels first..last; totals[0] is column `first`.
-    cdef Py_ssize_t j, k, f, at
-    cdef double total
+cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # Unit by unit in order, whoever summed them.
+    cdef Py_ssize_t b = item // plan.pieces, j, k, f, unit
+    cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
+    cdef double *sums
+    cdef const double *totals
     for k in range(job.width):
+        sums = job.sums + k * job.statistics + b * plan.c
         for j in range(first, last):
-            at = k * job.statistics + b * plan.c + j
-            total = 0.0 if start else job.sums[at]
+            sums[j] = 0.0
+        for unit in range(plan.units):
+            totals = plan.totals + ((b * plan.units + unit) * job.width + k) * plan.wide
             for f in range(plan.fold):
-                total += totals[k * pitch + f * plan.c + j - first]
-            job.sums[at] = total
+                for j in range(first, last):
+                    sums[j] += totals[f * plan.c + j]
 
 
-cdef bint bad_shifts(
-    Job *job, Plan *plan, Py_ssize_t b, Py_ssize_t first, Py_ssize_t last
-) noexcept nogil:
-    cdef bint bad = False
-    cdef Py_ssize_t j
-    if job.dy == NULL:
-        for j in range(b * plan.c + first, b * plan.c + last):
-            if shift_was_bad(job, j):
-                bad = True
-    return bad
-
-
-cdef Coefficients settle_columns(
-    Job *job, Plan *plan, Py_ssize_t b, Py_ssize_t first, Py_ssize_t last
-) noexcept nogil:
-    # Settles channels first..last of b and packs their coefficients for the vector loops.
-    cdef Coefficients columns
-    cdef Py_ssize_t j, k
-    cdef bint wide = False
+cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # The statistics of a piece of channels, and their coefficients as the vector loops want them.
+    cdef Py_ssize_t b = item // plan.pieces, j, k
+    cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef Channel *channels = job.channels + b * plan.c
-    columns.pitch = plan.b * plan.wide
-    columns.period = plan.c
-    columns.packed = NULL
     for j in range(first, last):
         job.settle(job, b * plan.c + j)
-        wide = wide or channels[j].wide != 0
         if job.out != NULL:
             for k in range(plan.fold):
                 plan.columns.pack(
-                    plan.packed, columns.pitch, b * plan.wide + k * plan.c + j, channels + j,
+                    plan.packed, plan.b * plan.wide, b * plan.wide + k * plan.c + j, channels + j,
                     job.dy != NULL and job.training)
-    columns.channels = channels + first if wide and job.itemsize == 4 else NULL
-    return columns
 
 
-cdef void one_strip(
-    Job *job, Plan *plan, double *totals, Py_ssize_t item, bint reduce
+ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
+
+
+cdef void share(
+    step_t step, Job *job, Plan *plan, Py_ssize_t items, int threads, bint backwards
 ) noexcept nogil:
-    cdef Py_ssize_t b = item // plan.strips, strip = item % plan.strips
-    cdef Py_ssize_t first = strip * STRIP if plan.strips > 1 else 0
-    cdef Py_ssize_t last = min(plan.c, first + STRIP) if plan.strips > 1 else plan.c
-    cdef Py_ssize_t pitch = STRIP if plan.strips > 1 else plan.wide
-    cdef Py_ssize_t unit
-    cdef Coefficients columns
+    # Every thread takes one contiguous share of the items, the same one in every sweep.
+    cdef Py_ssize_t item
+    cdef int t
+    if threads == 1:
+        one_share(step, job, plan, 0, items, backwards)
+    else:
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            one_share(
+                step, job, plan, items * t // threads, items * (t + 1) // threads, backwards)
+
+
+cdef void one_share(
+    step_t step, Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint backwards
+) noexcept nogil:
+    cdef Py_ssize_t item
+    for item in range(first, last):
+        step(job, plan, first + last - 1 - item if backwards else item)
+    if job.stream and backwards:
+        stream_fence()
+
+
+cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
+    cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces, i
+    # A piece is soon done: not worth a thread's wake-up until there are several.
+    cdef int settlers = threads if pieces >= 4 else 1
     cdef int sweep
     if reduce:
-        first_shifts(job, plan, b, first, last)
         for sweep in range(2):
-            spread_shifts(job, plan, b, first, last)
-            for unit in range(plan.units):
-                unit_sums(job, plan, totals, pitch, b, unit, strip)
-                add_unit(job, plan, totals, pitch, b, first, last, unit == 0)
-            if sweep == 1 or not bad_shifts(job, plan, b, first, last):
+            share(piece_shifts, job, plan, pieces, settlers, False)
+            share(unit_sums, job, plan, units, threads, False)
+            share(piece_totals, job, plan, pieces, settlers, False)
+            if job.dy != NULL or sweep == 1:
                 break
-    columns = settle_columns(job, plan, b, first, last)
+            for i in range(job.statistics):
+                plan.bad_shifts += shift_was_bad(job, i)
+            if plan.bad_shifts == 0:
+                break
+    share(piece_settle, job, plan, pieces, settlers, False)
     if job.out != NULL:
-        for unit in range(plan.units):
-            unit_elementwise(job, plan, columns, b, unit, strip)
-
-
-cdef void by_unit(Job *job, Plan *plan, double *totals, bint reduce, int threads) noexcept nogil:
-    cdef Py_ssize_t b, unit
-    cdef Py_ssize_t pitch = plan.wide, total = job.width * plan.wide
-    cdef Coefficients columns
-    cdef int sweep
-    for b in range(plan.b):
-        if reduce:
-            first_shifts(job, plan, b, 0, plan.c)
-            for sweep in range(2):
-                spread_shifts(job, plan, b, 0, plan.c)
-                for unit in prange(plan.units, num_threads=threads, schedule="static"):
-                    unit_sums(job, plan, totals + unit * total, pitch, b, unit, 0)
-                for unit in range(plan.units):
-                    add_unit(job, plan, totals + unit * total, pitch, b, 0, plan.c, unit == 0)
-                if sweep == 1 or not bad_shifts(job, plan, b, 0, plan.c):
-                    break
-        columns = settle_columns(job, plan, b, 0, plan.c)
-        if job.out != NULL:
-            # Backwards, because the end of the array is what the sums left in the cache.
-            for unit in prange(plan.units - 1, -1, -1, num_threads=threads, schedule="static"):
-                unit_elementwise(job, plan, columns, b, unit, 0)
+        for i in range(job.statistics):
+            plan.wide_channels += job.channels[i].wide != 0
+        share(unit_elementwise, job, plan, units, threads, True)
 
 
 cdef int launch(
     Job *job, bint reduce, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads
 ) except -1:
     cdef Plan plan
-    cdef double *memory
-    cdef double *totals
     cdef PyThreadState *state
-    cdef Py_ssize_t item, items, columns, slots
+    cdef Py_ssize_t columns, totals, packed
     check_threads(threads)
     if job.size == 0:
         return 0
-    plan = make_plan(job, b, m, c)
+    make_plan(&plan, job, b, m, c)
     columns = b * plan.wide
-    items = b * plan.strips
-    # By unit, every unit has totals of its own; else one set per strip at work.
-    slots = plan.units if plan.strips == 1 and b < threads else items
-    memory = scratch(
-        columns + columns * COEFFICIENTS * job.itemsize // sizeof(double) + 1
-        + slots * 3 * max(plan.wide if plan.strips == 1 else STRIP, <Py_ssize_t>1))
-    plan.shift = memory
-    plan.packed = <char *>(memory + columns)
-    totals = memory + columns + columns * COEFFICIENTS * job.itemsize // sizeof(double) + 1
+    totals = b * plan.units * job.width * plan.wide if reduce else 0
+    packed = columns * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
+    plan.shift = scratch(columns + totals + packed)
+    plan.totals = plan.shift + columns
+    plan.packed = <char *>(plan.totals + totals)
     state = release(job)
-    if plan.strips == 1 and b < threads:
-        by_unit(job, &plan, totals, reduce, threads)
-    elif threads == 1:
-        for item in range(items):
-            one_strip(job, &plan, totals, item, reduce)
-    else:
-        run_strips(job, &plan, totals, items, reduce, threads)
+    run(job, &plan, reduce, threads)
     acquire(state)
-    PyMem_RawFree(memory)
+    PyMem_RawFree(plan.shift)
     return 0
-
-
-cdef void run_strips(
-    Job *job, Plan *plan, double *totals, Py_ssize_t items, bint reduce, int threads
-) noexcept nogil:
-    cdef Py_ssize_t item
-    cdef Py_ssize_t slot = 3 * (plan.wide if plan.strips == 1 else STRIP)
-    for item in prange(items, num_threads=threads, schedule="static"):
-        one_strip(job, plan, totals + item * slot, item, reduce)
 
 
 # The kernels of the table ----------------------------------------------------------------------

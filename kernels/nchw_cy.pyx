@@ -209,13 +209,22 @@ cdef void all_sums(Job *job, Plan *plan, double *parts, int threads) noexcept no
             break
 
 
-cdef void all_elementwise(Job *job, Plan *plan, int threads) noexcept nogil:
-    # Backwards, because the end of the array is what the sums left in the cache.
-    cdef Py_ssize_t item, items = plan.units * plan.blocks
-    for item in prange(items - 1, -1, -1, num_threads=threads, schedule="static"):
+cdef void elementwise_share(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    # Backwards, because the end of the share is what the sums left in the cache.
+    cdef Py_ssize_t item
+    for item in range(last - 1, first - 1, -1):
         unit_elementwise(job, plan, item % plan.blocks, item // plan.blocks)
-        if job.stream:
-            stream_fence()
+    if job.stream:
+        stream_fence()
+
+
+cdef void all_elementwise(Job *job, Plan *plan, int threads) noexcept nogil:
+    cdef Py_ssize_t items = plan.units * plan.blocks
+    cdef int t
+    for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        elementwise_share(job, plan, items * t // threads, items * (t + 1) // threads)
 
 
 cdef void run(

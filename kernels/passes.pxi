@@ -11,7 +11,7 @@
 # sum(dy * (x - mean)), sum(x - mean). They lie as (width, channels), width 2 or 3.
 
 from cpython.pystate cimport PyThreadState
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 include "array.pxi"
 
@@ -167,7 +167,7 @@ cdef Job *new_job(
     cnp.ndarray out, cnp.ndarray x, cnp.ndarray dy, Py_ssize_t statistics, Py_ssize_t parameters,
     Py_ssize_t size,
 ) except NULL:
-    # One zeroed block of memory holds the job and its tables.
+    # One block of memory holds the job and its tables; what is not set is zero.
     cdef int typenum = real_type(x, "x")
     cdef int width = 2 if dy is None else 3
     cdef Job *job
@@ -176,9 +176,9 @@ cdef Job *new_job(
         check_real(dy, "dy", size, typenum)
     if out is not None:
         check_out(out, "y" if dy is None else "dx", size, typenum)
-    job = <Job *>scratch(
-        (sizeof(Job) + sizeof(double) - 1) // sizeof(double)
-        + statistics * (width + 1 + sizeof(Channel) // sizeof(double)))
+    cdef Py_ssize_t tables = statistics * (width + 1 + sizeof(Channel) // sizeof(double))
+    job = <Job *>scratch((sizeof(Job) + sizeof(double) - 1) // sizeof(double) + tables)
+    memset(job, 0, sizeof(Job) + tables * sizeof(double))
     job.channels = <Channel *>(job + 1)
     job.sums = <double *>(job.channels + statistics)
     job.shift = job.sums + statistics * width

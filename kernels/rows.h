@@ -41,7 +41,7 @@ typedef struct {
 KERNEL double NAME(first_shift)(const void *from, ptrdiff_t len) {
     const REAL *x = from;
     const double first = x[0];
-    const ptrdiff_t near = len < 32 ? len : 32;
+    const ptrdiff_t near = len < 8 ? len : 8;
     double total = 0.0;
     for (ptrdiff_t i = 0; i < near; i++)
         total += x[i] - first;
@@ -53,13 +53,14 @@ KERNEL double NAME(first_shift)(const void *from, ptrdiff_t len) {
 KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, double shift) {
     const REAL *x = from;
     vec_f64 sum[UNROLL], square[UNROLL];
+    UNROLLED
     for (int u = 0; u < UNROLL; u++) {
         sum[u] = load_f64(lanes + u * DOUBLES);
         square[u] = load_f64(lanes + LANES + u * DOUBLES);
     }
     ptrdiff_t i = 0;
     for (; i + LANES <= len; i += LANES)
-#pragma GCC unroll 4
+        UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - shift;
             sum[u] += d;
@@ -70,6 +71,7 @@ KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
         sum[0] += d;
         square[0] += d * d;
     }
+    UNROLLED
     for (int u = 0; u < UNROLL; u++) {
         store_f64(lanes + u * DOUBLES, sum[u]);
         store_f64(lanes + LANES + u * DOUBLES, square[u]);
@@ -86,6 +88,7 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
                                 ptrdiff_t len, double mean) {
     const REAL *dy = from_dy, *x = from_x;
     vec_f64 sum[UNROLL], product[UNROLL], rest[UNROLL];
+    UNROLLED
     for (int u = 0; u < UNROLL; u++) {
         sum[u] = load_f64(lanes + u * DOUBLES);
         product[u] = load_f64(lanes + LANES + u * DOUBLES);
@@ -93,7 +96,7 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
     }
     ptrdiff_t i = 0;
     for (; i + LANES <= len; i += LANES)
-#pragma GCC unroll 4
+        UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             vec_f64 g = NAME(widen)(dy + i + u * DOUBLES);
             vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - mean;
@@ -108,6 +111,7 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
         product[0] += g * d;
         rest[0] += d;
     }
+    UNROLLED
     for (int u = 0; u < UNROLL; u++) {
         store_f64(lanes + u * DOUBLES, sum[u]);
         store_f64(lanes + LANES + u * DOUBLES, product[u]);

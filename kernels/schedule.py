@@ -11,7 +11,3 @@ NOGIL_SIZE = 8192
 # Sums run over units of at most this many elements of a channel, then over units in order: units
 # are cut by sizes alone, so any number of threads adds the same numbers in the same order.
 UNIT = 16384
-
-# Family nc works strip by strip where the rows of one strip of columns fit a core's own cache.
-STRIP = 128
-STRIP_BYTES = 2**20

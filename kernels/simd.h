@@ -28,6 +28,7 @@
 #endif
 
 #define KERNEL static __attribute__((noinline))
+#define UNROLLED _Pragma("GCC unroll 4")
 #define INLINE static inline __attribute__((always_inline))
 
 /* UNROLL vectors of doubles in flight hide the latency of the additions. */
@@ -37,14 +38,21 @@
 
 typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
-typedef float half_f32 __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef vec_f64 loose_f64 __attribute__((aligned(8), may_alias));
 typedef vec_f32 loose_f32 __attribute__((aligned(4), may_alias));
-typedef half_f32 loose_half_f32 __attribute__((aligned(4), may_alias));
 
-/* DOUBLES elements as doubles. */
+/* DOUBLES elements as doubles. GCC 12 makes two halves and an insert of __builtin_convertvector:
+   sums of a 16 KB row took 2.7 ns per 16 elements with it. */
 INLINE vec_f64 widen_f32(const float *p) {
-    return __builtin_convertvector(*(const loose_half_f32 *)p, vec_f64);
+#if defined(__AVX512F__)
+    return (vec_f64)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX__)
+    return (vec_f64)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#elif defined(__x86_64__)
+    return (vec_f64)_mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)p)));
+#else
+    return (vec_f64){p[0], p[1]};
+#endif
 }
 INLINE vec_f64 widen_f64(const double *p) { return *(const loose_f64 *)p; }
 
