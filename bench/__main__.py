@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         *("-t", "--threads"),
         type=int,
         choices=range(1, cores + 1),
-        default=min(cores, len(os.sched_getaffinity(0))),
+        default=cores,
         metavar=f"1..{cores}",
         help="threads of every engine that has threads (default: every core)",
     )
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             progress.update(task, description=what, advance=1)
 
         for case in cases:
-            progress.update(task, description=f"{case.name}: data and oracle")
+            progress.update(task, description=f"{case.name}: verifying")
             comparisons += compare(case, engines, given.threads, given.rounds, advance)
         uses = api.measure(public, engines, given.threads, given.rounds, advance)
         progress.update(task, description="done", completed=total)

@@ -45,14 +45,19 @@ def draw(
                 for case, comparison in of_pass.items()
                 if (seconds := comparison.seconds(engine.name)) is not None
             ]
+            beside = (k - (len(engines) - 1) / 2) * width
+            for case, comparison in of_pass.items():
+                if engine.name in comparison.results and comparison.seconds(engine.name) is None:
+                    at = cases.index(case) + beside
+                    axes.text(at, 2, "wrong", color="red", rotation=90, fontsize=7, ha="center")
             bars = axes.bar(
-                [at + (k - (len(engines) - 1) / 2) * width for at, _ in shown],
+                [at + beside for at, _ in shown],
                 [percent for _, percent in shown],
                 width,
                 label=engine.title,
                 color=COLOURS[engine.name],
             )
-            axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+            axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
         axes.axhline(100, color="black", linewidth=0.8, linestyle="--")
         axes.set_title(PANELS[name], fontsize=10, loc="left")
         axes.set_ylabel("% of memory limit", fontsize=9)

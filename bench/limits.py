@@ -67,7 +67,7 @@ def _add_line_streaming(typing: Any, y: Any, a: Any, b: Any, i: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _copy(y, a, b, lo, hi):
+def _copy(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
         _copy_line(y, a, i)
@@ -77,7 +77,7 @@ def _copy(y, a, b, lo, hi):
 
 
 @njit(cache=True, nogil=True)
-def _copy_streaming(y, a, b, lo, hi):
+def _copy_streaming(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
         _copy_line_streaming(y, a, i)
@@ -87,7 +87,7 @@ def _copy_streaming(y, a, b, lo, hi):
 
 
 @njit(cache=True, nogil=True)
-def _triad(y, a, b, lo, hi):
+def _triad(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
         _add_line(y, a, b, i)
@@ -97,7 +97,7 @@ def _triad(y, a, b, lo, hi):
 
 
 @njit(cache=True, nogil=True)
-def _triad_streaming(y, a, b, lo, hi):
+def _triad_streaming(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
         _add_line_streaming(y, a, b, i)
@@ -109,7 +109,7 @@ def _triad_streaming(y, a, b, lo, hi):
 # Reassociation lets the sums keep several vectors going; one alone waits for its own additions.
 # They run over slices: an index that might be negative costs the vectors too.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _read(y, a, b, lo, hi):
+def _read(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     total = np.float32(0)
     a = a[lo:hi]
     for i in range(a.size):
@@ -118,7 +118,7 @@ def _read(y, a, b, lo, hi):
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _read_two(y, a, b, lo, hi):
+def _read_two(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
     total = np.float32(0)
     a, b = a[lo:hi], b[lo:hi]
     for i in range(a.size):
@@ -127,38 +127,38 @@ def _read_two(y, a, b, lo, hi):
 
 
 @njit(cache=True)
-def _edge(size, part, parts):
+def _edge(size: int, part: int, parts: int) -> int:
     return size if part == parts else size // parts * part // LINE * LINE
 
 
 # One thread runs the serial probes above: a parallel call costs microseconds of its own, which
 # counts in the cache.
 @njit(cache=True, parallel=True)
-def _copy_threads(y, a, b, parts):
+def _copy_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     for part in prange(parts):
         _copy(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _copy_streaming_threads(y, a, b, parts):
+def _copy_streaming_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     for part in prange(parts):
         _copy_streaming(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _triad_threads(y, a, b, parts):
+def _triad_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     for part in prange(parts):
         _triad(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _triad_streaming_threads(y, a, b, parts):
+def _triad_streaming_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     for part in prange(parts):
         _triad_streaming(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _read_threads(y, a, b, parts):
+def _read_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     total = np.float32(0)
     for part in prange(parts):
         total += _read(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
@@ -166,7 +166,7 @@ def _read_threads(y, a, b, parts):
 
 
 @njit(cache=True, parallel=True)
-def _read_two_threads(y, a, b, parts):
+def _read_two_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
     total = np.float32(0)
     for part in prange(parts):
         total += _read_two(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
