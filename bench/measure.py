@@ -1,0 +1,209 @@
+"""Verify first, then time in interleaved rounds, and keep the best of many.
+
+Everybody who takes part in a comparison (backends, peers, the limit's probes) has one turn per
+round, so that a noisy moment of the machine hits all alike; the best run of each is what counts,
+because noise only ever adds time. A normcore kernel whose result is not within the tolerances is
+refused: it is reported as wrong and never timed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter, sleep
+from typing import Any, TypeVar
+
+import numpy as np
+from normcore.kernels.table import Kernel
+
+from bench import limits
+from bench.cases import Case
+from bench.engines import Call, Engine
+from bench.problem import TOLERANCES, Problem, kernels_of
+
+Name = TypeVar("Name")
+
+TURN_SECONDS = 0.006
+"""A turn repeats a call for this long: the first run brings the caches back, the next are warm."""
+REST_SECONDS = 0.002
+"""Between turns: OpenMP's threads spin for about a millisecond before they leave the core."""
+PATIENCE_SECONDS = 0.4
+"""Who has used this much in one comparison has had enough runs (at least one) and drops out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call."""
+
+    best: float
+    median: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Errors of one call, by output, and what is wrong with them."""
+
+    errors: dict[str, float]
+    complaint: str = ""
+
+    @property
+    def worst(self) -> float:
+        return float(np.max(list(self.errors.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One engine on one kernel of one case. `timing` is None where the result was refused."""
+
+    ours: bool
+    verdict: Verdict
+    timing: Timing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One kernel of one case: the limit and everyone's result, from the same rounds."""
+
+    case: Case
+    kernel: Kernel
+    bytes: int
+    limit: Timing
+    probe: str
+    """The probe that was fastest."""
+    results: dict[str, Result]
+    """By the engine's name."""
+
+    def seconds(self, engine: str) -> float | None:
+        """Best time of an engine, None if it took no part or was refused."""
+        result = self.results.get(engine)
+        return result.timing.best if result is not None and result.timing is not None else None
+
+    def rate(self, seconds: float) -> float:
+        """GB/s of the bytes that must move."""
+        return self.bytes / seconds / 1e9
+
+
+def verify(problem: Problem, call: Call, exact: Mapping[str, Any], *, strict: bool) -> Verdict:
+    """Run a call on outputs full of NaN and measure its errors against the oracle.
+
+    With `strict`, errors beyond `TOLERANCES`, NaNs and changed inputs are complained about.
+    """
+    for output in call.outputs.values():
+        output.fill(np.nan)
+    before = [problem.x.copy(), problem.dy.copy()]
+    call.run()
+    errors = problem.errors(call.outputs, exact)
+    # Not "error > tolerance": that is false for a NaN.
+    wrong = [
+        f"{name} is off by {error:.1e}, allowed {TOLERANCES[name]:.0e}"
+        for name, error in errors.items()
+        if not error <= TOLERANCES[name]
+    ]
+    for name, kept, now in zip(("x", "dy"), before, (problem.x, problem.dy), strict=True):
+        if not np.array_equal(kept, now):
+            wrong.append(f"{name} was written to")
+            now[:] = kept
+    return Verdict(errors, "; ".join(wrong) if strict else "")
+
+
+def interleave(
+    calls: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    around: Callable[[Name], AbstractContextManager[object]] = lambda name: nullcontext(),
+    finished: Callable[[], object] = lambda: None,
+) -> dict[Name, Timing]:
+    """Time calls in turns; `around` each turn (not each call), and tell when a round is over."""
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, run in calls.items():
+                if sum(samples[name]) < PATIENCE_SECONDS:
+                    with around(name):
+                        samples[name] += _turn(run)
+            finished()
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(min(s), median(s), len(s)) for name, s in samples.items()}
+
+
+def _turn(run: Callable[[], object]) -> list[float]:
+    sleep(REST_SECONDS)
+    found: list[float] = []
+    start = now = perf_counter()
+    while now - start < TURN_SECONDS:
+        before = perf_counter()
+        run()
+        now = perf_counter()
+        found.append(now - before)
+    return found
+
+
+def compare(
+    case: Case,
+    engines: Sequence[Engine],
+    threads: int,
+    rounds: int,
+    advance: Callable[[str], object] = lambda what: None,
+) -> list[Comparison]:
+    """Verify every engine on every kernel of a case; then time what passed, and the limits.
+
+    A round goes through all kernels of the case, so that the runs of each lie seconds apart.
+    `advance` hears of each of the `steps` as it ends.
+    """
+    problem = Problem(case, threads)
+    kernels = kernels_of(problem.family)
+    verdicts: dict[tuple[str, str], Verdict] = {}
+    timed: dict[tuple[str, str], Callable[[], object]] = {}
+    probes: dict[str, list[str]] = {}
+    for kernel in kernels:
+        exact = problem.reference(kernel)
+        for engine in engines:
+            call = engine.call(problem, kernel)
+            if call is None:
+                continue
+            verdict = verify(problem, call, exact, strict=engine.ours)
+            verdicts[kernel.name, engine.name] = verdict
+            if not verdict.complaint:
+                timed[kernel.name, engine.name] = call.run
+        found = limits.probes(problem, kernel)
+        probes[kernel.name] = list(found)
+        timed.update(((kernel.name, name), probe) for name, probe in found.items())
+        advance(f"{case.name}: {kernel.name} verified")
+    turn = iter(range(1, rounds + 1))
+    timings = interleave(
+        timed, rounds, finished=lambda: advance(f"{case.name}: round {next(turn)} of {rounds}")
+    )
+    return [_gather(problem, kernel, engines, verdicts, timings, probes) for kernel in kernels]
+
+
+def steps(case: Case, rounds: int) -> int:
+    """How often `compare` will call `advance`."""
+    return len(kernels_of(case.view.family)) + rounds
+
+
+def _gather(
+    problem: Problem,
+    kernel: Kernel,
+    engines: Sequence[Engine],
+    verdicts: Mapping[tuple[str, str], Verdict],
+    timings: Mapping[tuple[str, str], Timing],
+    probes: Mapping[str, list[str]],
+) -> Comparison:
+    of_kernel = {name: timing for (of, name), timing in timings.items() if of == kernel.name}
+    probe = min(probes[kernel.name], key=lambda name: of_kernel[name].best)
+    results = {
+        engine.name: Result(
+            engine.ours, verdicts[kernel.name, engine.name], of_kernel.get(engine.name)
+        )
+        for engine in engines
+        if (kernel.name, engine.name) in verdicts
+    }
+    moved = problem.bytes_moved(kernel)
+    return Comparison(problem.case, kernel, moved, of_kernel[probe], probe, results)

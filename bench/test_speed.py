@@ -1,0 +1,63 @@
+"""pytest-benchmark's view of the same cases: ``pytest bench --benchmark-enable``.
+
+Not among pytest's test paths: only naming the folder collects it. Groups compare engines on one
+kernel of one case; ``extra_info`` holds bytes, GB/s, threads, instruction set and worst error.
+``-k "nchw-56 and forward"`` chooses; without ``--benchmark-enable`` everything only verifies.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numba
+import pytest
+from normcore.kernels.table import Kernel
+
+from bench.cases import CASES, Case
+from bench.engines import ENGINES, Engine, available
+from bench.measure import verify
+from bench.problem import Problem, kernels_of
+
+THREADS = numba.config.NUMBA_NUM_THREADS
+FOUND, _ = available(list(ENGINES), THREADS)
+
+
+@lru_cache(maxsize=1)
+def problem_of(case: Case) -> Problem:
+    return Problem(case, THREADS)
+
+
+@lru_cache(maxsize=1)
+def oracle_of(case: Case, kernel: Kernel) -> dict[str, Any]:
+    return problem_of(case).reference(kernel)
+
+
+# Engines innermost, so that one case and one oracle at a time are alive.
+@pytest.mark.parametrize(
+    ("case", "kernel", "engine"),
+    [
+        pytest.param(case, kernel, engine, id=f"{case.name}-{kernel.name}-{engine.name}")
+        for case in CASES
+        for kernel in kernels_of(case.view.family)
+        for engine in FOUND
+    ],
+)
+def test_speed(case: Case, kernel: Kernel, engine: Engine, benchmark: Any) -> None:
+    problem = problem_of(case)
+    call = engine.call(problem, kernel)
+    if call is None:
+        pytest.skip(f"{engine.title} has no {kernel.name}")
+    verdict = verify(problem, call, oracle_of(case, kernel), strict=engine.ours)
+    assert verdict.complaint == ""
+    benchmark.group = f"{case.label} {kernel.name}"
+    benchmark.extra_info.update(
+        bytes=problem.bytes_moved(kernel),
+        threads=THREADS,
+        instruction_set=engine.instruction_set,
+        worst_error=verdict.worst,
+    )
+    benchmark(call.run)
+    if benchmark.stats is not None:
+        best = benchmark.stats.stats.min
+        benchmark.extra_info["gigabytes_per_second"] = problem.bytes_moved(kernel) / best / 1e9
