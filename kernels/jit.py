@@ -61,3 +61,9 @@ def inline(function: Callable[..., Any]) -> Any:
 def block(function: Callable[..., Any]) -> Any:
     """Compile the work of one thread once, for the parallel kernel and for its serial twin."""
     return numba.njit(**FLAGS)(function)
+
+
+@inline
+def slab(units, threads, t):
+    """First and last + 1 of the units that thread t of `threads` works on."""
+    return units * t // threads, units * (t + 1) // threads
