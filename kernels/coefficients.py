@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from .jit import inline
+from .jit import block, inline
 
 HIGH, LOW, SCALE, SHIFT = 0, 1, 2, 3
 """Rows of forward coefficients: y = ((x - high) - low) * scale + shift."""
@@ -23,6 +23,10 @@ FACTOR, SLOPE, DY_HIGH, DY_LOW = 2, 3, 4, 5
 
 FORWARD_ROWS = 4
 BACKWARD_ROWS = 6
+
+# Sums of a cell: x - shift and its square; dy, dy * (x - mean) and x - mean.
+FORWARD_SUMS = 2
+BACKWARD_SUMS = 3
 
 # An S1*S1/count above 8*M2 means that more than 3 bits cancel: the shift was not near the mean.
 _CANCELLATION = 8.0
@@ -117,3 +121,48 @@ def total(partial, q, j):
     for u in range(partial.shape[0]):
         value += partial[u, q, j]
     return value
+
+
+@block
+def move_bad_shifts(shift, bad, partial, begin, end, count):
+    """Where digits were lost, the mean becomes the shift; returns how many cells that are."""
+    moved = 0
+    for j in range(begin, end):
+        s1, s2 = total(partial, 0, j), total(partial, 1, j)
+        bad[j] = is_bad_shift(s1, s2, count)
+        if bad[j]:
+            shift[j] += s1 / count
+            moved += 1
+    return moved
+
+
+@block
+def finish_forward(
+    mean, var, rstd, narrow, exact, wide, partial, shift, weight, bias, eps, begin, end,
+    count, c
+):  # fmt: skip
+    """Statistics and coefficients of the cells begin to end, from their sums."""
+    for j in range(begin, end):
+        s1, s2 = total(partial, 0, j), total(partial, 1, j)
+        rest = s1 / count
+        mean[j] = shift[j] + rest
+        var[j] = squares(s1, s2, count) / count
+        rstd[j] = inverse_deviation(var[j], eps)
+        put_forward(narrow, exact, wide, j, shift[j], rest, rstd[j], weight, bias, j % c)
+
+
+@block
+def finish_backward(
+    dweight, dbias, narrow, exact, wide, partial, mean, rstd, weight, training, begin, end,
+    count, c
+):  # fmt: skip
+    """The cells' shares in dweight and dbias, and their coefficients, for cells begin to end."""
+    for j in range(begin, end):
+        sum_dy, sum_dy_xmu, rest = total(partial, 0, j), total(partial, 1, j), 0.0
+        if training:
+            rest = total(partial, 2, j) / count  # what the rounding of the mean left over
+            sum_dy_xmu -= rest * sum_dy
+        dweight[j] = sum_dy_xmu * rstd[j]
+        dbias[j] = sum_dy
+        a, b = sum_dy, sum_dy_xmu
+        put_backward(narrow, exact, wide, j, mean[j], rest, rstd[j], weight, a, b, count, j % c)

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.datamodel import PrimitiveModel
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, overload, register_model
+from numba.extending import intrinsic, overload, overload_attribute, register_model
 
 LANES = 16
 LINE_BYTES = 64
@@ -41,15 +41,40 @@ class Vector(types.Type):
         return ir.VectorType(element, LANES)
 
 
+class Memory(types.Type):
+    """Where an array's elements lie, without the array: x[i] and the functions below work on it.
+
+    Passing an array to an inlined function can cost Numba an atomic count of references, and
+    threads that share the array then wait for each other: 2x in loops over short rows. The array
+    must outlive its Memory: take it from an argument, never from a local array.
+    """
+
+    def __init__(self, dtype: types.Type) -> None:
+        self.dtype = dtype
+        super().__init__(f"Memory({dtype})")
+
+
+@register_model(Memory)
+class _MemoryModel(PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Memory) -> None:
+        element = dmm.lookup(fe_type.dtype).get_data_type()
+        super().__init__(dmm, fe_type, element.as_pointer())
+
+
 @register_model(Vector)
 class _VectorModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
         super().__init__(dmm, fe_type, fe_type.llvm)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, i: Any, vector: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    element = builder.gep(data, [i], inbounds=True)
+def _start(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, Memory):
+        return value
+    return context.make_array(kind)(context, builder, value).data
+
+
+def _pointer(context: Any, builder: Any, kind: Any, value: Any, i: Any, vector: Any) -> Any:
+    element = builder.gep(_start(context, builder, kind, value), [i], inbounds=True)
     return builder.bitcast(element, vector.llvm.as_pointer())
 
 
@@ -74,7 +99,56 @@ def _declared(builder: Any, name: str, function_type: ir.FunctionType) -> ir.Fun
 
 
 def _is_floats(array: Any) -> bool:
-    return isinstance(array, types.Array) and array.dtype in (types.float32, types.float64)
+    return isinstance(array, types.Array | Memory) and isinstance(array.dtype, types.Float)
+
+
+@intrinsic
+def memory(typingctx: Any, x: Any) -> Any:
+    """The Memory of a C-contiguous array."""
+    if not isinstance(x, types.Array) or x.layout != "C":
+        raise TypingError(f"memory: not a C-contiguous array: {x}")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _start(context, builder, x, args[0])
+
+    return Memory(x.dtype)(x), codegen
+
+
+@intrinsic
+def _item(typingctx: Any, x: Any, i: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+
+    return x.dtype(x, types.intp), codegen
+
+
+@intrinsic
+def _set_item(typingctx: Any, y: Any, i: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, y.dtype), codegen
+
+
+@overload(operator.getitem, jit_options={"forceinline": True})
+def _getitem(x, i):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    if isinstance(x, Memory) and isinstance(x.dtype, types.Float):
+        return lambda x, i: _item(x, i)
+    return None
+
+
+@overload(operator.setitem, jit_options={"forceinline": True})
+def _setitem(y, i, value):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    if isinstance(y, Memory) and isinstance(y.dtype, types.Float):
+        return lambda y, i, value: _set_item(y, i, value)
+    return None
+
+
+@overload_attribute(Memory, "itemsize", jit_options={"forceinline": True})
+def _itemsize(x):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    width = x.dtype.bitwidth // 8
+    return lambda x: width
 
 
 @intrinsic
@@ -161,8 +235,7 @@ def address(typingctx: Any, y: Any) -> Any:
     """Where the array's memory starts."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(y)(context, builder, args[0]).data
-        return builder.ptrtoint(data, _INT64)
+        return builder.ptrtoint(_start(context, builder, y, args[0]), _INT64)
 
     return types.int64(y), codegen
 
@@ -170,7 +243,7 @@ def address(typingctx: Any, y: Any) -> Any:
 @intrinsic
 def cast(typingctx: Any, v: Any, like: Any) -> Any:
     """Lanes converted to the dtype of the array, scalar or vector `like`."""
-    dtype = like.dtype if isinstance(like, types.Array | Vector) else like
+    dtype = like.dtype if isinstance(like, types.Array | Memory | Vector) else like
     target = Vector(dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

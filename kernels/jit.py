@@ -53,6 +53,13 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+def small_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that is too small for threads: it is its own serial twin."""
+    dispatcher = _compiled(function, "serial")
+    dispatcher.serial = dispatcher
+    return dispatcher
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """Compile the arithmetic of a row, a vector or a channel into its callers."""
     return numba.njit(forceinline=True, **FLAGS)(function)

@@ -89,15 +89,22 @@ def run_grad_sums(lanes, at, dy, x, start, length, mean):
 
 
 @inline
-def forward_coefficients(a, j):
+def forward_coefficients(a, cells, j):
     """Column j of forward coefficients, as scalars that a loop can keep in registers."""
-    return a[HIGH, j], a[LOW, j], a[SCALE, j], a[SHIFT, j]
+    return a[HIGH * cells + j], a[LOW * cells + j], a[SCALE * cells + j], a[SHIFT * cells + j]
 
 
 @inline
-def backward_coefficients(a, j):
+def backward_coefficients(a, cells, j):
     """Column j of backward coefficients, as scalars that a loop can keep in registers."""
-    return a[HIGH, j], a[LOW, j], a[FACTOR, j], a[SLOPE, j], a[DY_HIGH, j], a[DY_LOW, j]
+    return (
+        a[HIGH * cells + j],
+        a[LOW * cells + j],
+        a[FACTOR * cells + j],
+        a[SLOPE * cells + j],
+        a[DY_HIGH * cells + j],
+        a[DY_LOW * cells + j],
+    )
 
 
 @inline
