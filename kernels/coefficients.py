@@ -53,7 +53,7 @@ def is_bad_shift(s1, s2, count):
 
 @inline
 def _put_pair(coefficients, high, low, j, value, rest):
-    """value + rest as a pair in the dtype of `coefficients`; |value| >= |rest|."""
+    """Store value + rest as a pair in the dtype of `coefficients`; |value| >= |rest|."""
     rounded = coefficients.dtype.type(value + rest)
     coefficients[high, j] = rounded
     coefficients[low, j] = (value - rounded) + rest
@@ -110,7 +110,7 @@ def put_backward(narrow, exact, wide, j, mean, rest, rstd, weight, sum_dy, sum_d
 
 @inline
 def inverse_deviation(var, eps):
-    """rstd in float64."""
+    """Return rstd in float64."""
     return 1.0 / math.sqrt(np.float64(var) + eps)
 
 

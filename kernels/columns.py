@@ -21,6 +21,7 @@ from .coefficients import (
 )
 from .intrinsics import (
     LANES,
+    LINE_BYTES,
     cast,
     load,
     load_part,
@@ -32,7 +33,7 @@ from .intrinsics import (
     where,
 )
 from .jit import block, inline
-from .runs import gradient, normalized
+from .runs import gradient, head, normalized
 
 CHUNK_ROWS = 16
 """Rows per visit of 16 columns: each visit loads and stores the accumulators once."""
@@ -46,7 +47,7 @@ def get(x, i, k):
 
 @inline
 def put(y, i, k, v, streaming):
-    """y[i] to y[i + k - 1] = lanes, rounded to the dtype of y."""
+    """Set y[i] to y[i + k - 1] = lanes, rounded to the dtype of y."""
     if k < LANES:
         store_part(y, i, k, cast(v, y))
     elif streaming:
@@ -103,7 +104,7 @@ def column_grad_sums(partial, at, cells, dy, x, start, rows, c, mean, j, k):
 
 @block
 def add_units(sums, partial, begin, end):
-    """sums[0] = partial[0] + partial[1] + ... for the cells begin to end."""
+    """Set sums[0] = partial[0] + partial[1] + ... for the cells begin to end."""
     units, quantities, cells = partial.shape
     sums, partial = memory(sums), memory(partial)
     for q in range(quantities):
@@ -141,7 +142,7 @@ def column_backward(a, cells, j, k):
 
 @inline
 def apply_columns(y, x, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming):
-    """y = ((x - high) - low) * scale + shift for k columns."""
+    """Set y = ((x - high) - low) * scale + shift for k columns."""
     a = column_forward(narrow, cells, j, k)
     if mixed:
         e, flags = column_forward(exact, cells, j, k), get(wide, j, k)
@@ -158,7 +159,7 @@ def apply_columns(y, x, start, rows, c, narrow, exact, wide, mixed, cells, j, k,
 def apply_grads_columns(
     dx, dy, x, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
 ):
-    """dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low)) for k columns."""
+    """Set dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low)) for k columns."""
     a = column_backward(narrow, cells, j, k)
     if mixed:
         e, flags = column_backward(exact, cells, j, k), get(wide, j, k)
@@ -173,7 +174,7 @@ def apply_grads_columns(
 
 @inline
 def scale_columns(dx, dy, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming):
-    """dx = dy * factor for k columns: the gradient where the statistics are constants."""
+    """Set dx = dy * factor for k columns: the gradient where the statistics are constants."""
     factor = get(narrow, FACTOR * cells + j, k)
     if mixed:
         e, flags = get(exact, FACTOR * cells + j, k), get(wide, j, k)
@@ -183,3 +184,76 @@ def scale_columns(dx, dy, start, rows, c, narrow, exact, wide, mixed, cells, j, 
     else:
         for i in range(start, start + rows * c, c):
             put(dx, i, k, get(dy, i, k) * factor, streaming)
+
+
+@inline
+def is_mixed(wide, begin, end):
+    """Whether some of the cells need float64."""
+    found = False
+    for j in range(begin, end):
+        found = found or wide[j] != 0.0
+    return found
+
+
+@inline
+def aligned(y, start, columns, c, streaming):
+    """(columns before a cache line, rows that have as many) where y is streamed from `start`."""
+    same = not streaming or c * y.itemsize % LINE_BYTES == 0
+    return head(y, start, columns, streaming), CHUNK_ROWS if same else 1
+
+
+@block
+def apply_rows(
+    y, x, narrow, exact, wide, cells, streaming, bi, first, last, begin, end, m, c
+):  # fmt: skip
+    """Rows `first` to `last` of y, for columns."""
+    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
+    row = first
+    while row < last:
+        start = (bi * m + row) * c
+        k, rows = aligned(y, start + begin, end - begin, c, streaming)
+        rows, ch = min(rows, last - row), begin
+        while ch < end:
+            k = k if k > 0 else min(LANES, end - ch)
+            apply_columns(
+                y,
+                x,
+                start + ch,
+                rows,
+                c,
+                narrow,
+                exact,
+                wide,
+                mixed,
+                cells,
+                bi * c + ch,
+                k,
+                streaming,
+            )
+            ch, k = ch + k, 0
+        row += rows
+
+
+@block
+def apply_rows_grads(
+    dx, dy, x, narrow, exact, wide, cells, training, streaming, bi, first, last, begin, end, m, c
+):  # fmt: skip
+    """Rows `first` to `last` of dx, for columns."""
+    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
+    row = first
+    while row < last:
+        start = (bi * m + row) * c
+        k, rows = aligned(dx, start + begin, end - begin, c, streaming)
+        rows, ch = min(rows, last - row), begin
+        while ch < end:
+            k, i, j = k if k > 0 else min(LANES, end - ch), start + ch, bi * c + ch
+            if training:
+                apply_grads_columns(
+                    dx, dy, x, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
+                )
+            else:
+                scale_columns(
+                    dx, dy, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
+                )
+            ch, k = ch + k, 0
+        row += rows

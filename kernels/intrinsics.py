@@ -185,7 +185,7 @@ def load_part(typingctx: Any, x: Any, i: Any, k: Any) -> Any:
 
 @intrinsic
 def store(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
-    """y[i] to y[i + 15] = lanes."""
+    """Set y[i] to y[i + 15] = lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, y, args[0], args[1], v)
@@ -197,7 +197,7 @@ def store(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
 
 @intrinsic
 def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
-    """y[i] to y[i + k - 1] = the first k lanes."""
+    """Set y[i] to y[i + k - 1] = the first k lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, y, args[0], args[1], v)
@@ -298,7 +298,7 @@ def _operands(builder: Any, vector: Vector, signature: Any, args: Any) -> list[A
 
 @intrinsic
 def muladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once where the CPU has such an instruction."""
+    """Return a * b + c, rounded once where the CPU has such an instruction."""
     vector = next(kind for kind in (a, b, c) if isinstance(kind, Vector))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -31,17 +31,16 @@ from .coefficients import (
 from .columns import (
     CHUNK_ROWS,
     add_units,
-    apply_columns,
-    apply_grads_columns,
+    apply_rows,
+    apply_rows_grads,
     clear_columns,
     column_grad_sums,
     column_shifts,
     column_sums,
-    scale_columns,
 )
-from .intrinsics import LANES, LINE_BYTES, memory
+from .intrinsics import LANES, memory
 from .jit import block, inline, kernel, slab
-from .runs import head, is_streamed
+from .runs import is_streamed
 from .schedule import STRIP_BYTES, STRIP_COLUMNS, UNIT_ROWS
 
 
@@ -68,7 +67,10 @@ def is_shared_by_strips(x, arrays, b, m, c, threads):
     """Whether strips of that many arrays fit the cache and keep all threads busy."""
     strips = b * strip_count(c)
     fits = arrays * m * min(c, STRIP_COLUMNS) * x.itemsize <= STRIP_BYTES
-    return fits and (strips >= 4 * threads or strips % threads == 0)
+    # Strips of rows that lie apart fall into few sets of the cache: backward of (1024, 1024) takes
+    # 0.70 ms by strips and 0.47 ms by rows. With one unit there are no rows to share.
+    together = c <= STRIP_COLUMNS or m <= UNIT_ROWS
+    return fits and together and (strips >= 4 * threads or strips % threads == 0)
 
 
 @block
@@ -84,7 +86,7 @@ def set_shifts(shift, x, bi, begin, end, m, c):
 
 @block
 def sum_rows(partial, x, shift, cells, bi, u, begin, end, m, c):
-    """partial[u] of columns."""
+    """Set partial[u] of columns."""
     last = min(m, (u + 1) * UNIT_ROWS)
     clear_columns(partial, u * FORWARD_SUMS * cells + bi * c, FORWARD_SUMS, cells, begin, end)
     for row in range(u * UNIT_ROWS, last, CHUNK_ROWS):
@@ -97,7 +99,7 @@ def sum_rows(partial, x, shift, cells, bi, u, begin, end, m, c):
 
 @block
 def sum_rows_grads(partial, dy, x, mean, cells, bi, u, begin, end, m, c):
-    """partial[u] of columns."""
+    """Set partial[u] of columns."""
     last = min(m, (u + 1) * UNIT_ROWS)
     clear_columns(partial, u * BACKWARD_SUMS * cells + bi * c, BACKWARD_SUMS, cells, begin, end)
     for row in range(u * UNIT_ROWS, last, CHUNK_ROWS):
@@ -110,72 +112,10 @@ def sum_rows_grads(partial, dy, x, mean, cells, bi, u, begin, end, m, c):
 
 @block
 def sum_moved(partial, x, shift, bad, cells, u, bi, begin, end, m, c):
-    """partial[u] again, for those of the columns whose shift was moved."""
+    """Set partial[u] again, for those of the columns whose shift was moved."""
     for ch in range(begin, end):
         if bad[bi * c + ch]:
             sum_rows(partial, x, shift, cells, bi, u, ch, ch + 1, m, c)
-
-
-@inline
-def is_mixed(wide, begin, end):
-    """Whether some of the cells need float64."""
-    for j in range(begin, end):
-        if wide[j] != 0.0:
-            return True
-    return False
-
-
-@inline
-def aligned(y, start, columns, c, streaming):
-    """(columns before a cache line, rows that have as many) where y is streamed from `start`."""
-    same = not streaming or c * y.itemsize % LINE_BYTES == 0
-    return head(y, start, columns, streaming), CHUNK_ROWS if same else 1
-
-
-@block
-def apply_rows(
-    y, x, narrow, exact, wide, cells, streaming, bi, first, last, begin, end, m, c
-):  # fmt: skip
-    """Rows `first` to `last` of y, for columns."""
-    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
-    row = first
-    while row < last:
-        start = (bi * m + row) * c
-        k, rows = aligned(y, start + begin, end - begin, c, streaming)
-        rows, ch = min(rows, last - row), begin
-        while ch < end:
-            k = k if k > 0 else min(LANES, end - ch)
-            apply_columns(
-                y, x, start + ch, rows, c, narrow, exact, wide, mixed, cells, bi * c + ch, k,
-                streaming
-            )
-            ch, k = ch + k, 0
-        row += rows
-
-
-@block
-def apply_rows_grads(
-    dx, dy, x, narrow, exact, wide, cells, training, streaming, bi, first, last, begin, end, m, c
-):  # fmt: skip
-    """Rows `first` to `last` of dx, for columns."""
-    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
-    row = first
-    while row < last:
-        start = (bi * m + row) * c
-        k, rows = aligned(dx, start + begin, end - begin, c, streaming)
-        rows, ch = min(rows, last - row), begin
-        while ch < end:
-            k, i, j = k if k > 0 else min(LANES, end - ch), start + ch, bi * c + ch
-            if training:
-                apply_grads_columns(
-                    dx, dy, x, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
-                )
-            else:
-                scale_columns(
-                    dx, dy, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
-                )
-            ch, k = ch + k, 0
-        row += rows
 
 
 @block
@@ -320,7 +260,7 @@ def moments(mean, m2, x, b, m, c, threads):
 
 @kernel
 def apply(y, x, mean, var, weight, bias, eps, b, m, c, threads):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias."""
+    """Set y = (x - mean) / sqrt(var + eps) * weight + bias."""
     cells = b * c
     narrow, exact = np.empty((FORWARD_ROWS, cells), x.dtype), np.empty((FORWARD_ROWS, cells))
     wide = np.empty(cells)
@@ -381,7 +321,7 @@ def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, b, m, c, threads):
 
 @kernel
 def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, b, m, c, threads):
-    """dx = weight * rstd * (dy - sum_dy / count - (x - mean) * rstd^2 * sum_dy_xmu / count)."""
+    """Set dx = weight * rstd * (dy - sum_dy / count - (x - mean) * rstd^2 * sum_dy_xmu / count)."""
     cells = b * c
     narrow, exact = np.empty((BACKWARD_ROWS, cells), x.dtype), np.empty((BACKWARD_ROWS, cells))
     wide = np.empty(cells)
@@ -395,7 +335,7 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, b, m, 
 
 @kernel
 def backward(dx, dweight, dbias, dy, x, mean, rstd, weight, training, b, m, c, threads):
-    """dx, dweight and dbias; with training=False mean and rstd are constants."""
+    """Set dx, dweight and dbias; with training=False mean and rstd are constants."""
     units, strips, cells = unit_count(m), strip_count(c), b * c
     narrow, exact = np.empty((BACKWARD_ROWS, cells), x.dtype), np.empty((BACKWARD_ROWS, cells))
     wide, dweights, dbiases = np.empty(cells), np.empty(cells), np.empty(cells)

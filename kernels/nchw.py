@@ -43,6 +43,7 @@ from .runs import (
 )
 from .schedule import RUN_BYTES, UNIT_ELEMENTS
 
+
 @inline
 def unit_planes(s):
     """Planes of a unit: several short runs, or one."""
@@ -97,7 +98,7 @@ def is_shared_by_blocks(blocks, threads):
 
 @block
 def sum_unit(partial, lanes, x, shift, u, begin, end, n, c, s):
-    """partial[u] of the channels begin to end."""
+    """Set partial[u] of the channels begin to end."""
     plane, last_plane, offset, length = unit_bounds(u, n, s)
     for at in range((end - begin) * FORWARD_SUMS * LANES):
         lanes[at] = 0.0
@@ -113,7 +114,7 @@ def sum_unit(partial, lanes, x, shift, u, begin, end, n, c, s):
 
 @block
 def sum_unit_grads(partial, lanes, dy, x, mean, u, begin, end, n, c, s):
-    """partial[u] of the channels begin to end."""
+    """Set partial[u] of the channels begin to end."""
     plane, last_plane, offset, length = unit_bounds(u, n, s)
     for at in range((end - begin) * BACKWARD_SUMS * LANES):
         lanes[at] = 0.0
@@ -158,7 +159,7 @@ def set_shifts(shift, x, begin, end, s):
 
 @block
 def sum_moved(partial, lanes, x, shift, bad, first, last, begin, end, n, c, s):
-    """partial[first to last] again, for those of the channels whose shift was moved."""
+    """Set partial[first to last] again, for those of the channels whose shift was moved."""
     partial, lanes, x, shift = memory(partial), memory(lanes), memory(x), memory(shift)
     for ch in range(begin, end):
         if bad[ch]:
@@ -272,9 +273,7 @@ def backward_blocks(
             n * s, c
         )  # fmt: skip
         for u in range(units - 1, -1, -1):
-            apply_unit_grads(
-                to, by, of, a, e, flags, training, streaming, u, begin, end, n, c, s
-            )
+            apply_unit_grads(to, by, of, a, e, flags, training, streaming, u, begin, end, n, c, s)
 
 
 @kernel
@@ -303,7 +302,7 @@ def moments(mean, m2, x, n, c, s, threads):
 
 @kernel
 def apply(y, x, mean, var, weight, bias, eps, n, c, s, threads):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias."""
+    """Set y = (x - mean) / sqrt(var + eps) * weight + bias."""
     narrow, exact = np.empty((FORWARD_ROWS, c), x.dtype), np.empty((FORWARD_ROWS, c))
     wide = np.empty(c)
     for ch in range(c):
@@ -361,7 +360,7 @@ def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, n, c, s, threads):
 
 @kernel
 def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, n, c, s, threads):
-    """dx = weight * rstd * (dy - sum_dy / count - (x - mean) * rstd^2 * sum_dy_xmu / count)."""
+    """Set dx = weight * rstd * (dy - sum_dy / count - (x - mean) * rstd^2 * sum_dy_xmu / count)."""
     narrow, exact = np.empty((BACKWARD_ROWS, c), x.dtype), np.empty((BACKWARD_ROWS, c))
     wide = np.empty(c)
     for ch in range(c):
@@ -374,7 +373,7 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, n, c, 
 
 @kernel
 def backward(dx, dweight, dbias, dy, x, mean, rstd, weight, training, n, c, s, threads):
-    """dx, dweight and dbias; with training=False mean and rstd are constants."""
+    """Set dx, dweight and dbias; with training=False mean and rstd are constants."""
     blocks, units = block_count(x, c, s), unit_count(n, s)
     narrow, exact = np.empty((BACKWARD_ROWS, c), x.dtype), np.empty((BACKWARD_ROWS, c))
     wide = np.empty(c)

@@ -22,7 +22,7 @@ def update_channels(running_mean, running_var, mean, var, momentum, correction, 
 def update(
     running_mean, running_var, num_batches_tracked, mean, var, momentum, count, skip_nonfinite
 ):
-    """running = (1 - momentum) * running + momentum * new, with the unbiased variance.
+    """Set running = (1 - momentum) * running + momentum * new, with the unbiased variance.
 
     One call into machine code: a Ctrl-C finds the buffers all old or all new.
     """

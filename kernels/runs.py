@@ -109,14 +109,14 @@ def backward_coefficients(a, cells, j):
 
 @inline
 def normalized(v, coefficients):
-    """y of the lanes v of x, in the dtype of the coefficients (scalars or vectors)."""
+    """The y of the lanes v of x, in the dtype of the coefficients (scalars or vectors)."""
     high, low, scale, shift = coefficients
     return muladd((cast(v, high) - high) - low, scale, shift)
 
 
 @inline
 def gradient(g, v, coefficients):
-    """dx of the lanes g of dy and v of x, in the dtype of the coefficients."""
+    """The dx of the lanes g of dy and v of x, in the dtype of the coefficients."""
     high, low, factor, slope, dy_high, dy_low = coefficients
     through_var = muladd((cast(v, high) - high) - low, slope, dy_low)
     return ((cast(g, high) - dy_high) - through_var) * factor
@@ -155,7 +155,7 @@ def apply_part(y, x, i, k, coefficients):
 
 @inline
 def apply_run(y, x, start, length, coefficients, streaming):
-    """y = ((x - high) - low) * scale + shift."""
+    """Set y = ((x - high) - low) * scale + shift."""
     k = head(y, start, length, streaming)
     apply_part(y, x, start, k, coefficients)
     begin = start + k
@@ -175,7 +175,7 @@ def apply_grads_part(dx, dy, x, i, k, coefficients):
 
 @inline
 def apply_grads_run(dx, dy, x, start, length, coefficients, streaming):
-    """dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low))."""
+    """Set dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low))."""
     k = head(dx, start, length, streaming)
     apply_grads_part(dx, dy, x, start, k, coefficients)
     begin = start + k
@@ -194,7 +194,7 @@ def scale_part(dx, dy, i, k, factor):
 
 @inline
 def scale_run(dx, dy, start, length, factor, streaming):
-    """dx = dy * factor: the gradient where the statistics are constants."""
+    """Set dx = dy * factor: the gradient where the statistics are constants."""
     k = head(dx, start, length, streaming)
     scale_part(dx, dy, start, k, factor)
     begin = start + k
