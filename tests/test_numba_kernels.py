@@ -149,7 +149,7 @@ def test_runs_without_a_place_for_the_cache():
     # What Numba does in a read-only install without HOME: no locator, RuntimeError.
     code = (
         "import numba.core.caching as caching\n"
-        "caching._CacheImpl._locator_classes = []\n"
+        "caching.CacheImpl._locator_classes = []\n"
         "import numpy as np\n"
         "from normcore.kernels import running\n"
         "mean, var = np.zeros(2), np.ones(2)\n"
