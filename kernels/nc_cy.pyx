@@ -47,6 +47,7 @@ cdef extern from "columns.h" nogil:
             const Coefficients *columns, int stream) noexcept nogil
     const Columns columns_f32, columns_f64
 
+cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
 # Rows are folded until they hold this many columns.
 cdef Py_ssize_t FOLD = 64
 # Columns whose totals one thread settles at a time.
@@ -80,7 +81,7 @@ cdef void make_plan(
     plan.fold = max(1, min(m, FOLD // c))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    plan.unit = max(8, 4 * UNIT // plan.wide // 8 * 8)
+    plan.unit = max(8, UNIT_BLOCK // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
     plan.pieces = (c + PIECE - 1) // PIECE
     plan.wide_channels = 0

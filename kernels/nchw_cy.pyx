@@ -36,8 +36,9 @@ cdef extern from "rows.h" nogil:
 # Channels that one thread takes at a time, at most; their lanes live on its stack.
 cdef enum:
     MAX_BLOCK = 16
-# A block's run is made at least this long, so that the prefetcher has something to follow.
-cdef Py_ssize_t RUN_BYTES = 4096
+cdef Py_ssize_t RUN_BYTES = _schedule.RUN_BYTES
+cdef Py_ssize_t GROUP = _schedule.UNIT_ELEMENTS
+cdef Py_ssize_t SEGMENT = 2 * _schedule.UNIT_ELEMENTS
 # Shorter runs are not streamed: their first and last lines would be most of them.
 cdef Py_ssize_t STREAM_RUN_BYTES = 1024
 
@@ -60,8 +61,8 @@ cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept
     plan.n = n
     plan.c = c
     plan.s = s
-    plan.segments = max(1, (s + UNIT - 1) // UNIT)
-    plan.group = max(1, UNIT // max(1, s))
+    plan.segments = max(1, (s + SEGMENT - 1) // SEGMENT)
+    plan.group = max(1, GROUP // max(1, s))
     plan.units = n * plan.segments if plan.segments > 1 else (n + plan.group - 1) // plan.group
     plan.block = min(<Py_ssize_t>MAX_BLOCK, max(1, RUN_BYTES // run))
     plan.blocks = (c + plan.block - 1) // plan.block
@@ -83,8 +84,8 @@ cdef inline Runs runs_of(Plan *plan, Py_ssize_t unit) noexcept nogil:
     if plan.segments > 1:
         runs.plane = unit // plan.segments
         runs.plane_end = runs.plane + 1
-        runs.start = unit % plan.segments * UNIT
-        runs.len = min(UNIT, plan.s - runs.start)
+        runs.start = unit % plan.segments * SEGMENT
+        runs.len = min(SEGMENT, plan.s - runs.start)
     else:
         runs.plane = unit * plan.group
         runs.plane_end = min(plan.n, runs.plane + plan.group)

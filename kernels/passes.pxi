@@ -20,7 +20,6 @@ from normcore.kernels import schedule as _schedule
 
 cdef Py_ssize_t STREAM_BYTES = _schedule.STREAM_BYTES
 cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
-cdef Py_ssize_t UNIT = _schedule.UNIT
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
