@@ -125,18 +125,21 @@ def batch_norm(
     y = check.destination(out, x, view, x, mean, var, weight, bias)
     size = x.size
     if size:
-        backend.current().families[view.family].apply(
-            flat(y, view),
-            flat(x, view),
+        family, (a, b, c), order, _, _ = view
+        backend.current().families[family].apply(
+            y if order is None else flat(y, view),
+            x if order is None else flat(x, view),
             mean,
             var,
             weight,
             bias,
             eps,
-            *view.sizes,
+            a,
+            b,
+            c,
             backend.threads(size),
         )
-    return check.deliver(y, out)
+    return y if out is None or y is out else check.deliver(y, out)
 
 
 def batch_norm_forward(
