@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from normcore.kernels import nc, nchw, running, table
 from normcore.kernels.intrinsics import (
     LANES,
     cast,
@@ -21,6 +20,8 @@ from normcore.kernels.intrinsics import (
     sum_lanes,
 )
 from normcore.kernels.jit import block
+
+from normcore.kernels import nc, nchw, running, table
 
 MODULES = {"nchw": nchw, "nc": nc, "running": running}
 
