@@ -20,8 +20,9 @@ include "passes.pxi"
 
 cdef extern from "columns.h" nogil:
     enum: COEFFICIENTS
+    enum: WRAP
     ctypedef struct Block:
-        Py_ssize_t rows, cols, stride
+        Py_ssize_t rows, cols
     ctypedef struct Coefficients:
         const void *packed
         Py_ssize_t pitch
@@ -29,7 +30,9 @@ cdef extern from "columns.h" nogil:
         Py_ssize_t period
     ctypedef struct Columns:
         Py_ssize_t itemsize
-        void (*first_shifts)(double *shift, const void *x, const Block *block) noexcept nogil
+        void (*first_shifts)(
+            double *shift, const void *x, const Block *block, Py_ssize_t first, Py_ssize_t last
+        ) noexcept nogil
         void (*sums)(
             double *sum, double *square, const void *x, const Block *block, const double *shift
         ) noexcept nogil
@@ -48,8 +51,10 @@ cdef extern from "columns.h" nogil:
     const Columns columns_f32, columns_f64
 
 cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
-# Rows are folded until they hold this many columns.
+# Rows are folded until they hold FOLD columns and, where that takes no more than FOLD_MOST, are
+# whole cache lines.
 cdef Py_ssize_t FOLD = 64
+cdef Py_ssize_t FOLD_MOST = 1024
 # Columns whose totals one thread settles at a time.
 cdef Py_ssize_t PIECE = 64
 
@@ -66,7 +71,7 @@ cdef struct Plan:
     Py_ssize_t pieces      # pieces of c columns
     double *shift          # (b, wide): the channel's shift under every column
     double *totals         # (b, units, width, wide): sums of every unit
-    char *packed           # (COEFFICIENTS, b, wide) in the element type
+    char *packed           # (COEFFICIENTS, b, wide + WRAP) in the element type
     Py_ssize_t wide_channels
     Py_ssize_t bad_shifts
 
@@ -78,7 +83,8 @@ cdef void make_plan(
     plan.b = b
     plan.m = m
     plan.c = c
-    plan.fold = max(1, min(m, FOLD // c))
+    plan.fold = fold_of(c, 64 // job.itemsize)
+    plan.fold = max(1, min(m, plan.fold))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
     plan.unit = max(8, UNIT_BLOCK // plan.wide // 8 * 8)
@@ -86,6 +92,16 @@ cdef void make_plan(
     plan.pieces = (c + PIECE - 1) // PIECE
     plan.wide_channels = 0
     plan.bad_shifts = 0
+
+
+cdef Py_ssize_t fold_of(Py_ssize_t c, Py_ssize_t line) noexcept nogil:
+    cdef Py_ssize_t lines = 1, fold
+    while lines * c % line != 0:
+        lines *= 2
+    fold = lines
+    while fold * c < FOLD:
+        fold += lines
+    return fold if fold * c <= FOLD_MOST else (FOLD + c - 1) // c
 
 
 cdef struct Part:
@@ -99,7 +115,6 @@ cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
     cdef Part part
     cdef Py_ssize_t b = item // plan.units, unit = item % plan.units
     cdef Py_ssize_t row = unit * plan.unit
-    part.block.stride = plan.wide
     part.block.cols = plan.wide
     part.block.rows = max(0, min(plan.unit, plan.rows - row))
     if rest:
@@ -135,12 +150,13 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
     cdef Part part
     cdef Py_ssize_t at
     cdef int rest
-    columns.pitch = plan.b * plan.wide
+    columns.pitch = plan.b * (plan.wide + WRAP)
     columns.period = plan.c
+    columns.packed = (
+        plan.packed + item // plan.units * (plan.wide + WRAP) * job.itemsize)
     for rest in range(2):
         part = part_of(plan, item, rest)
         at = part.at * job.itemsize
-        columns.packed = plan.packed + part.column * job.itemsize
         columns.channels = NULL
         if plan.wide_channels > 0 and job.itemsize == 4:
             columns.channels = job.channels + item // plan.units * plan.c
@@ -160,11 +176,9 @@ cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Block block
     if job.dy == NULL and plan.bad_shifts == 0:
         block.rows = plan.m
-        block.cols = last - first
-        block.stride = plan.c
+        block.cols = plan.c
         plan.columns.first_shifts(
-            job.shift + b * plan.c + first,
-            job.x + (b * plan.m * plan.c + first) * job.itemsize, &block)
+            job.shift + b * plan.c, job.x + b * plan.m * plan.c * job.itemsize, &block, first, last)
     for k in range(plan.fold):
         for j in range(first, last):
             plan.shift[b * plan.wide + k * plan.c + j] = job.shift[b * plan.c + j]
@@ -192,13 +206,16 @@ cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t b = item // plan.pieces, j, k
     cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef Channel *channels = job.channels + b * plan.c
+    cdef Py_ssize_t pitch = plan.b * (plan.wide + WRAP)
     for j in range(first, last):
         job.settle(job, b * plan.c + j)
         if job.out != NULL:
-            for k in range(plan.fold):
+            k = j
+            while k < plan.wide + WRAP:
                 plan.columns.pack(
-                    plan.packed, plan.b * plan.wide, b * plan.wide + k * plan.c + j, channels + j,
+                    plan.packed, pitch, b * (plan.wide + WRAP) + k, channels + j,
                     job.dy != NULL and job.training)
+                k += plan.wide if plan.fold == 1 else plan.c
 
 
 ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
@@ -263,7 +280,7 @@ cdef int launch(
     make_plan(&plan, job, b, m, c)
     columns = b * plan.wide
     totals = b * plan.units * job.width * plan.wide if reduce else 0
-    packed = columns * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
+    packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
     plan.shift = scratch(columns + totals + packed)
     plan.totals = plan.shift + columns
     plan.packed = <char *>(plan.totals + totals)

@@ -21,10 +21,12 @@ cdef extern from "rows.h" nogil:
     ctypedef struct Rows:
         Py_ssize_t itemsize
         double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
-        void (*sums)(double *lanes, const void *x, Py_ssize_t len, double shift) noexcept nogil
-        void (*grad_sums)(
-            double *lanes, const void *dy, const void *x, Py_ssize_t len, double mean
+        void (*sums)(
+            double *lanes, const void *x, Py_ssize_t len, double shift, Py_ssize_t next
         ) noexcept nogil
+        void (*grad_sums)(
+            double *lanes, const void *dy, const void *x, Py_ssize_t len, double mean,
+            Py_ssize_t next) noexcept nogil
         void (*apply)(
             void *y, const void *x, Py_ssize_t len, const Channel *channel, int stream
         ) noexcept nogil
@@ -94,6 +96,19 @@ cdef inline Runs runs_of(Plan *plan, Py_ssize_t unit) noexcept nogil:
     return runs
 
 
+cdef inline Py_ssize_t to_next_run(
+    Plan *plan, Runs *runs, Py_ssize_t plane, Py_ssize_t i, Py_ssize_t channels
+) noexcept nogil:
+    # Elements from the start of a run to the start of the one that is summed after it.
+    if runs.start + runs.len < plan.s:
+        return runs.len
+    if i + 1 < channels:
+        return plan.s
+    if plane + 1 < plan.n:
+        return (plan.c - channels + 1) * plan.s - runs.start
+    return 0
+
+
 cdef void unit_sums(
     Job *job, Plan *plan, Py_ssize_t block, Py_ssize_t unit, double *part
 ) noexcept nogil:
@@ -101,18 +116,19 @@ cdef void unit_sums(
     cdef double lanes[MAX_BLOCK][3 * LANES]
     cdef Runs runs = runs_of(plan, unit)
     cdef Py_ssize_t first = block * plan.block, channels = channels_of(plan, block)
-    cdef Py_ssize_t plane, i, k, at
+    cdef Py_ssize_t plane, i, k, at, next
     for i in range(channels):
         for k in range(job.width * LANES):
             lanes[i][k] = 0.0
     for plane in range(runs.plane, runs.plane_end):
         for i in range(channels):
             at = ((plane * plan.c + first + i) * plan.s + runs.start) * job.itemsize
+            next = to_next_run(plan, &runs, plane, i, channels)
             if job.dy == NULL:
-                plan.rows.sums(lanes[i], job.x + at, runs.len, job.shift[first + i])
+                plan.rows.sums(lanes[i], job.x + at, runs.len, job.shift[first + i], next)
             else:
                 plan.rows.grad_sums(
-                    lanes[i], job.dy + at, job.x + at, runs.len, job.shift[first + i])
+                    lanes[i], job.dy + at, job.x + at, runs.len, job.shift[first + i], next)
     for i in range(channels):
         for k in range(job.width):
             part[k * MAX_BLOCK + i] = lane_sum(lanes[i] + k * LANES)
@@ -184,7 +200,7 @@ cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, bint reduce) noexcep
     for i in range(first, last):
         job.settle(job, i)
     if job.out != NULL:
-        for unit in range(plan.units):
+        for unit in range(plan.units - 1, -1, -1):
             unit_elementwise(job, plan, block, unit)
         if job.stream:
             stream_fence()

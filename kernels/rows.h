@@ -12,12 +12,16 @@
 typedef struct {
     ptrdiff_t itemsize;
     double (*first_shift)(const void *x, ptrdiff_t len);
-    void (*sums)(double *lanes, const void *x, ptrdiff_t len, double shift);
-    void (*grad_sums)(double *lanes, const void *dy, const void *x, ptrdiff_t len, double mean);
+    void (*sums)(double *lanes, const void *x, ptrdiff_t len, double shift, ptrdiff_t next);
+    void (*grad_sums)(double *lanes, const void *dy, const void *x, ptrdiff_t len, double mean,
+                      ptrdiff_t next);
     void (*apply)(void *y, const void *x, ptrdiff_t len, const Channel *channel, int stream);
     void (*apply_grads)(void *dx, const void *dy, const void *x, ptrdiff_t len,
                         const Channel *channel, int stream);
 } Rows;
+
+/* Two threads read 128 MB at 45 GB/s, and at 53 to 57 if lines are asked for 1 to 32 KB ahead. */
+#define AHEAD_BYTES 8192
 
 #define REAL float
 #define SUFFIX f32
@@ -49,8 +53,23 @@ KERNEL double NAME(first_shift)(const void *from, ptrdiff_t len) {
     return isfinite(shift) ? shift : 0.0;
 }
 
+/* Elements to look ahead from element i: in this run, then in the one that is read after it,
+   which starts `next` elements after this one. */
+INLINE ptrdiff_t NAME(look_ahead)(ptrdiff_t i, ptrdiff_t len, ptrdiff_t next) {
+    const ptrdiff_t distance = AHEAD_BYTES / (ptrdiff_t)sizeof(REAL);
+    const ptrdiff_t ahead = distance < len ? distance : len;
+    return i + ahead < len ? ahead : next - len + ahead;
+}
+
+/* Asks for the lines of LANES elements. */
+INLINE void NAME(prefetch)(const REAL *p) {
+    for (ptrdiff_t k = 0; k < LANES; k += 64 / (ptrdiff_t)sizeof(REAL))
+        __builtin_prefetch(p + k);
+}
+
 /* lanes[0:LANES] += x - shift, lanes[LANES:] += (x - shift)^2. */
-KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, double shift) {
+KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, double shift,
+                           ptrdiff_t next) {
     const REAL *x = from;
     vec_f64 sum[UNROLL], square[UNROLL];
     UNROLLED
@@ -59,13 +78,15 @@ KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
         square[u] = load_f64(lanes + LANES + u * DOUBLES);
     }
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES)
+    for (; i + LANES <= len; i += LANES) {
+        NAME(prefetch)(x + i + NAME(look_ahead)(i, len, next));
         UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - shift;
             sum[u] += d;
             square[u] += d * d;
         }
+    }
     for (; i + DOUBLES <= len; i += DOUBLES) {
         vec_f64 d = NAME(widen)(x + i) - shift;
         sum[0] += d;
@@ -85,7 +106,7 @@ KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
 
 /* lanes[0:LANES] += dy, the next LANES += dy * (x - mean), the last += x - mean. */
 KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *from_x,
-                                ptrdiff_t len, double mean) {
+                                ptrdiff_t len, double mean, ptrdiff_t next) {
     const REAL *dy = from_dy, *x = from_x;
     vec_f64 sum[UNROLL], product[UNROLL], rest[UNROLL];
     UNROLLED
@@ -95,7 +116,10 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
         rest[u] = load_f64(lanes + 2 * LANES + u * DOUBLES);
     }
     ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES)
+    for (; i + LANES <= len; i += LANES) {
+        const ptrdiff_t ahead = NAME(look_ahead)(i, len, next);
+        NAME(prefetch)(dy + i + ahead);
+        NAME(prefetch)(x + i + ahead);
         UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             vec_f64 g = NAME(widen)(dy + i + u * DOUBLES);
@@ -104,6 +128,7 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
             product[u] += g * d;
             rest[u] += d;
         }
+    }
     for (; i + DOUBLES <= len; i += DOUBLES) {
         vec_f64 g = NAME(widen)(dy + i);
         vec_f64 d = NAME(widen)(x + i) - mean;
