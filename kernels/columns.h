@@ -74,6 +74,7 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
 #define NAME(f) PASTE(f, SUFFIX)
 #define VEC NAME(vec)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
+#define AHEAD (8192 / (ptrdiff_t)sizeof(REAL))
 
 /* As first_shift of rows.h, for columns first to last, from the first rows. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
@@ -209,7 +210,7 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
    themselves, the elements before the first line are done once and every row is read from there,
    rotated, with the coefficients rotated alike; else every row has a head of its own. Unaligned
    vectors and heads in every row took 1.6 times the copy of (65536, 256), this 1.1. */
-#define WALK(OUT, VALUE, ADVANCE)                                                              \
+#define WALK(OUT, VALUE, ASK, ADVANCE)                                                              \
     const ptrdiff_t line = 64 / sizeof(REAL), cols = block->cols;                              \
     const int rotate = cols % line == 0;                                                       \
     ptrdiff_t begin = 0, end = cols;                                                           \
@@ -227,9 +228,11 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
             for (const ptrdiff_t head = line_head(OUT, sizeof(REAL), cols); j < head; j++)     \
                 OUT[j] = VALUE(*, j);                                                          \
         if (stream && (rotate || cols >= 4 * line))                                            \
-            for (; j + line <= end; j += line)                                                 \
+            for (; j + line <= end; j += line) {                                               \
+                ASK(j);                                                                        \
                 for (int k = 0; k < 64 / VECTOR_BYTES; k++)                                    \
                     NAME(stream)(OUT + j + k * WIDTH, VALUE(NAME(load), j + k * WIDTH));       \
+            }                                                                                  \
         else                                                                                   \
             for (; j + WIDTH <= end; j += WIDTH)                                               \
                 NAME(store)(OUT + j, VALUE(NAME(load), j));                                    \
@@ -257,7 +260,9 @@ KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
             }
         return;
     }
-    WALK(y, VALUE, (x += cols, y += cols))
+#define ASK(j) PREFETCH(x + (j) + AHEAD)
+    WALK(y, VALUE, ASK, (x += cols, y += cols))
+#undef ASK
 #undef VALUE
 }
 
@@ -291,7 +296,9 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
         }
         return;
     }
-    WALK(dx, VALUE, (dy += cols, x += cols, dx += cols))
+#define ASK(j) PREFETCH(dy + (j) + AHEAD), PREFETCH(x + (j) + AHEAD)
+    WALK(dx, VALUE, ASK, (dy += cols, x += cols, dx += cols))
+#undef ASK
 #undef VALUE
 }
 
@@ -303,6 +310,7 @@ static const Columns NAME(columns) = {
 };
 
 #undef WIDTH
+#undef AHEAD
 #undef VEC
 #undef NAME
 

@@ -6,7 +6,7 @@ stand the schedules; the arithmetic on a block of rows is in columns.h.
 
 Rows of few channels are read `fold` at a time as one wide row, so that every vector is full; a
 channel's columns are added up at the end. A pass has three sweeps: sums, over units of rows;
-totals, statistics and coefficients, over pieces of columns, unit by unit in order; elementwise,
+statistics and coefficients, over pieces of columns, from the units' sums in order; elementwise,
 over units of rows again. A thread's share of the units is the same in both sweeps, and the second
 runs backwards, because the end of its share is what the first left in the cache.
 
@@ -59,6 +59,13 @@ cdef Py_ssize_t FOLD_MOST = 1024
 cdef Py_ssize_t PIECE = 64
 
 
+# What a piece of columns holds.
+cdef enum:
+    PLAIN = 0
+    WIDE = 1
+    BAD_SHIFT = 2
+
+
 cdef struct Plan:
     # The sizes and how they are cut: by sizes alone, never by the number of threads.
     const Columns *columns
@@ -72,8 +79,9 @@ cdef struct Plan:
     double *shift          # (b, wide): the channel's shift under every column
     double *totals         # (b, units, width, wide): sums of every unit
     char *packed           # (COEFFICIENTS, b, wide + WRAP) in the element type
-    Py_ssize_t wide_channels
-    Py_ssize_t bad_shifts
+    double *flags          # (b, pieces): PLAIN, WIDE or BAD_SHIFT
+    bint again             # second sweep of sums, about better shifts
+    bint any_wide
 
 
 cdef void make_plan(
@@ -90,8 +98,8 @@ cdef void make_plan(
     plan.unit = max(8, UNIT_BLOCK // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
     plan.pieces = (c + PIECE - 1) // PIECE
-    plan.wide_channels = 0
-    plan.bad_shifts = 0
+    plan.again = False
+    plan.any_wide = False
 
 
 cdef Py_ssize_t fold_of(Py_ssize_t c, Py_ssize_t line) noexcept nogil:
@@ -158,7 +166,7 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
         part = part_of(plan, item, rest)
         at = part.at * job.itemsize
         columns.channels = NULL
-        if plan.wide_channels > 0 and job.itemsize == 4:
+        if plan.any_wide and job.itemsize == 4:
             columns.channels = job.channels + item // plan.units * plan.c
         if job.dy == NULL:
             plan.columns.apply(job.out + at, job.x + at, &part.block, &columns, job.stream)
@@ -174,7 +182,7 @@ cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t b = item // plan.pieces, j, k
     cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef Block block
-    if job.dy == NULL and plan.bad_shifts == 0:
+    if job.dy == NULL and not plan.again:
         block.rows = plan.m
         block.cols = plan.c
         plan.columns.first_shifts(
@@ -185,7 +193,7 @@ cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
 
 
 cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # Unit by unit in order, whoever summed them.
+    # Unit by unit in order, whoever summed them; then the statistics, unless a shift was bad.
     cdef Py_ssize_t b = item // plan.pieces, j, k, f, unit
     cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef double *sums
@@ -199,6 +207,14 @@ cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
             for f in range(plan.fold):
                 for j in range(first, last):
                     sums[j] += totals[f * plan.c + j]
+    plan.flags[item] = PLAIN
+    if job.dy == NULL and not plan.again:
+        for j in range(first, last):
+            if shift_was_bad(job, b * plan.c + j):
+                plan.flags[item] = BAD_SHIFT
+        if plan.flags[item] == BAD_SHIFT:
+            return
+    piece_settle(job, plan, item)
 
 
 cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
@@ -207,15 +223,26 @@ cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef Channel *channels = job.channels + b * plan.c
     cdef Py_ssize_t pitch = plan.b * (plan.wide + WRAP)
+    plan.flags[item] = PLAIN
     for j in range(first, last):
         job.settle(job, b * plan.c + j)
         if job.out != NULL:
+            if channels[j].wide != 0:
+                plan.flags[item] = WIDE
             k = j
             while k < plan.wide + WRAP:
                 plan.columns.pack(
                     plan.packed, pitch, b * (plan.wide + WRAP) + k, channels + j,
                     job.dy != NULL and job.training)
-                k += plan.wide if plan.fold == 1 else plan.c
+                k += plan.c
+
+
+cdef bint any_piece(Plan *plan, double flag) noexcept nogil:
+    cdef Py_ssize_t item
+    for item in range(plan.b * plan.pieces):
+        if plan.flags[item] == flag:
+            return True
+    return False
 
 
 ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
@@ -246,7 +273,7 @@ cdef void one_share(
 
 
 cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
-    cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces, i
+    cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces
     # A piece is soon done: not worth a thread's wake-up until there are several.
     cdef int settlers = threads if pieces >= 4 else 1
     cdef int sweep
@@ -255,16 +282,13 @@ cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
             share(piece_shifts, job, plan, pieces, settlers, False)
             share(unit_sums, job, plan, units, threads, False)
             share(piece_totals, job, plan, pieces, settlers, False)
-            if job.dy != NULL or sweep == 1:
+            plan.again = sweep == 0 and any_piece(plan, BAD_SHIFT)
+            if not plan.again:
                 break
-            for i in range(job.statistics):
-                plan.bad_shifts += shift_was_bad(job, i)
-            if plan.bad_shifts == 0:
-                break
-    share(piece_settle, job, plan, pieces, settlers, False)
+    else:
+        share(piece_settle, job, plan, pieces, settlers, False)
     if job.out != NULL:
-        for i in range(job.statistics):
-            plan.wide_channels += job.channels[i].wide != 0
+        plan.any_wide = any_piece(plan, WIDE)
         share(unit_elementwise, job, plan, units, threads, True)
 
 
@@ -281,9 +305,10 @@ cdef int launch(
     columns = b * plan.wide
     totals = b * plan.units * job.width * plan.wide if reduce else 0
     packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
-    plan.shift = scratch(columns + totals + packed)
+    plan.shift = scratch(columns + totals + packed + b * plan.pieces)
     plan.totals = plan.shift + columns
     plan.packed = <char *>(plan.totals + totals)
+    plan.flags = plan.totals + totals + packed
     state = release(job)
     run(job, &plan, reduce, threads)
     acquire(state)
