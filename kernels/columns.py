@@ -1,10 +1,12 @@
-"""Arithmetic of columns: rows of c elements, each column with its own coefficients, in Numba.
+"""Arithmetic of columns: rows of elements that each belong to a column of their own, in Numba.
 
-Columns are taken 16 at a time and down several rows, so that the accumulators or coefficients of
-the 16 stay in registers. A column is one lane: its additions are in the order of the rows.
+A block is `rows` * `cols` contiguous elements from x[start]; the values of its first column lie at
+`column` in arrays of one value per column. Sums take 16 columns at a time and down several rows,
+so that the accumulators stay in registers; a column is one lane, and its additions are in the
+order of the rows. The elementwise pass goes along the rows, as memory lies.
 
-Where one of the columns needs float64 (`coefficients.put_forward`), every group is computed in
-both precisions and each lane takes its own, so that no column's bits depend on its neighbours.
+Sums are of x - shift and its square where dy is None, else of dy, dy * (x - mean) and x - mean;
+the elementwise pass is y where dy is None, else dx.
 """
 
 from __future__ import annotations
@@ -22,21 +24,31 @@ from .coefficients import (
 from .intrinsics import (
     LANES,
     LINE_BYTES,
+    address,
     cast,
     load,
     load_part,
-    memory,
     muladd,
+    prefetch,
     store,
     store_part,
     stream,
     where,
 )
 from .jit import block, inline
-from .runs import gradient, head, normalized
+from .runs import gradient, normalized
 
-CHUNK_ROWS = 16
-"""Rows per visit of 16 columns: each visit loads and stores the accumulators once."""
+WRAP = LANES
+"""Coefficients go on with this many of their first ones: a row may be read from its first line."""
+
+GROUP_BYTES = 8192
+"""Rows of one visit of 16 columns hold this many bytes, but are 8 to 32. The same rows further on
+are asked for meanwhile: sums of (65536, 256) went from MEASURE to MEASURE GB/s, because the hardware alone
+does not follow that many rows."""
+
+AHEAD_BYTES = 8192
+"""Streamed passes ask for lines this far ahead: inference of (65536, 256) went from MEASURE of the
+copy to MEASURE. Where outputs stay in the cache nothing is gained."""
 
 
 @inline
@@ -46,22 +58,12 @@ def get(x, i, k):
 
 
 @inline
-def put(y, i, k, v, streaming):
+def put(y, i, k, v):
     """Set y[i] to y[i + k - 1] = lanes, rounded to the dtype of y."""
-    if k < LANES:
-        store_part(y, i, k, cast(v, y))
-    elif streaming:
-        stream(y, i, cast(v, y))
-    else:
+    if k == LANES:
         store(y, i, cast(v, y))
-
-
-@inline
-def clear_columns(partial, at, quantities, cells, begin, end):
-    """Set the partial sums of columns to zero."""
-    for q in range(quantities):
-        for j in range(at + q * cells + begin, at + q * cells + end):
-            partial[j] = 0.0
+    else:
+        store_part(y, i, k, cast(v, y))
 
 
 @inline
@@ -71,189 +73,159 @@ def column_shifts(shift, j, x, start, rows, c, k):
     sums = origin - origin
     for r in range(1, rows):
         sums = sums + (cast(get(x, start + r * c, k), shift) - origin)
-    put(shift, j, k, muladd(sums, 1.0 / rows, origin), False)
+    put(shift, j, k, muladd(sums, 1.0 / rows, origin))
 
 
 @inline
-def column_sums(partial, at, cells, x, start, rows, c, shift, j, k):
-    """Add the sums of x - shift and (x - shift)^2 of k columns, `rows` rows from x[start]."""
-    s1, s2, origin = get(partial, at, k), get(partial, at + cells, k), get(shift, j, k)
-    for r in range(rows):
-        deviation = cast(get(x, start + r * c, k), shift) - origin
+def column_sums(partial, at, wide, x, start, rows, cols, ahead, shift, j, k):
+    """Add the sums of x - shift and (x - shift)^2 of k columns."""
+    s1, s2, origin = get(partial, at, k), get(partial, at + wide, k), get(shift, j, k)
+    for i in range(start, start + rows * cols, cols):
+        prefetch(x, i + ahead)
+        deviation = cast(get(x, i, k), shift) - origin
         s1 = s1 + deviation
         s2 = muladd(deviation, deviation, s2)
-    put(partial, at, k, s1, False)
-    put(partial, at + cells, k, s2, False)
+    put(partial, at, k, s1)
+    put(partial, at + wide, k, s2)
 
 
 @inline
-def column_grad_sums(partial, at, cells, dy, x, start, rows, c, mean, j, k):
-    """Add the sums of dy, dy * (x - mean) and x - mean of k columns, `rows` rows."""
-    s1, s2, s3 = get(partial, at, k), get(partial, at + cells, k), get(partial, at + 2 * cells, k)
+def column_grad_sums(partial, at, wide, dy, x, start, rows, cols, ahead, mean, j, k):
+    """Add the sums of dy, dy * (x - mean) and x - mean of k columns."""
+    s1, s2, s3 = get(partial, at, k), get(partial, at + wide, k), get(partial, at + 2 * wide, k)
     centre = get(mean, j, k)
-    for r in range(rows):
-        g = cast(get(dy, start + r * c, k), mean)
-        deviation = cast(get(x, start + r * c, k), mean) - centre
+    for i in range(start, start + rows * cols, cols):
+        prefetch(dy, i + ahead)
+        prefetch(x, i + ahead)
+        g = cast(get(dy, i, k), mean)
+        deviation = cast(get(x, i, k), mean) - centre
         s1 = s1 + g
         s2 = muladd(g, deviation, s2)
         s3 = s3 + deviation
-    put(partial, at, k, s1, False)
-    put(partial, at + cells, k, s2, False)
-    put(partial, at + 2 * cells, k, s3, False)
+    put(partial, at, k, s1)
+    put(partial, at + wide, k, s2)
+    put(partial, at + 2 * wide, k, s3)
+
+
+@inline
+def add_columns(partial, at, wide, dy, x, start, rows, cols, ahead, shift, j, k):
+    """Add the sums of k columns."""
+    if dy is None:
+        column_sums(partial, at, wide, x, start, rows, cols, ahead, shift, j, k)
+    else:
+        column_grad_sums(partial, at, wide, dy, x, start, rows, cols, ahead, shift, j, k)
 
 
 @block
-def add_units(sums, partial, begin, end):
-    """Set sums[0] = partial[0] + partial[1] + ... for the cells begin to end."""
-    units, quantities, cells = partial.shape
-    sums, partial = memory(sums), memory(partial)
-    for q in range(quantities):
-        for j in range(begin, end, LANES):
-            k, at = min(LANES, end - j), q * cells + j
-            s = get(partial, at, k)
-            for u in range(1, units):
-                s = s + get(partial, u * quantities * cells + at, k)
-            put(sums, at, k, s, False)
-
-
-@inline
-def column_forward(a, cells, j, k):
-    """Forward coefficients of k columns."""
-    return (
-        get(a, HIGH * cells + j, k),
-        get(a, LOW * cells + j, k),
-        get(a, SCALE * cells + j, k),
-        get(a, SHIFT * cells + j, k),
-    )
-
-
-@inline
-def column_backward(a, cells, j, k):
-    """Backward coefficients of k columns."""
-    return (
-        get(a, HIGH * cells + j, k),
-        get(a, LOW * cells + j, k),
-        get(a, FACTOR * cells + j, k),
-        get(a, SLOPE * cells + j, k),
-        get(a, DY_HIGH * cells + j, k),
-        get(a, DY_LOW * cells + j, k),
-    )
-
-
-@inline
-def apply_columns(y, x, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming):
-    """Set y = ((x - high) - low) * scale + shift for k columns."""
-    a = column_forward(narrow, cells, j, k)
-    if mixed:
-        e, flags = column_forward(exact, cells, j, k), get(wide, j, k)
-        for i in range(start, start + rows * c, c):
-            v = get(x, i, k)
-            chosen = where(flags, cast(normalized(v, e), y), cast(normalized(v, a), y))
-            put(y, i, k, chosen, streaming)
-    else:
-        for i in range(start, start + rows * c, c):
-            put(y, i, k, normalized(get(x, i, k), a), streaming)
-
-
-@inline
-def apply_grads_columns(
-    dx, dy, x, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
-):
-    """Set dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low)) for k columns."""
-    a = column_backward(narrow, cells, j, k)
-    if mixed:
-        e, flags = column_backward(exact, cells, j, k), get(wide, j, k)
-        for i in range(start, start + rows * c, c):
-            g, v = get(dy, i, k), get(x, i, k)
-            chosen = where(flags, cast(gradient(g, v, e), dx), cast(gradient(g, v, a), dx))
-            put(dx, i, k, chosen, streaming)
-    else:
-        for i in range(start, start + rows * c, c):
-            put(dx, i, k, gradient(get(dy, i, k), get(x, i, k), a), streaming)
-
-
-@inline
-def scale_columns(dx, dy, start, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming):
-    """Set dx = dy * factor for k columns: the gradient where the statistics are constants."""
-    factor = get(narrow, FACTOR * cells + j, k)
-    if mixed:
-        e, flags = get(exact, FACTOR * cells + j, k), get(wide, j, k)
-        for i in range(start, start + rows * c, c):
-            g = get(dy, i, k)
-            put(dx, i, k, where(flags, cast(cast(g, exact) * e, dx), g * factor), streaming)
-    else:
-        for i in range(start, start + rows * c, c):
-            put(dx, i, k, get(dy, i, k) * factor, streaming)
-
-
-@inline
-def is_mixed(wide, begin, end):
-    """Whether some of the cells need float64."""
-    found = False
-    for j in range(begin, end):
-        found = found or wide[j] != 0.0
-    return found
-
-
-@inline
-def aligned(y, start, columns, c, streaming):
-    """(columns before a cache line, rows that have as many) where y is streamed from `start`."""
-    same = not streaming or c * y.itemsize % LINE_BYTES == 0
-    return head(y, start, columns, streaming), CHUNK_ROWS if same else 1
-
-
-@block
-def apply_rows(
-    y, x, narrow, exact, wide, cells, streaming, bi, first, last, begin, end, m, c
-):  # fmt: skip
-    """Rows `first` to `last` of y, for columns."""
-    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
-    row = first
-    while row < last:
-        start = (bi * m + row) * c
-        k, rows = aligned(y, start + begin, end - begin, c, streaming)
-        rows, ch = min(rows, last - row), begin
-        while ch < end:
-            k = k if k > 0 else min(LANES, end - ch)
-            apply_columns(
-                y,
-                x,
-                start + ch,
-                rows,
-                c,
-                narrow,
-                exact,
-                wide,
-                mixed,
-                cells,
-                bi * c + ch,
-                k,
-                streaming,
+def block_sums(partial, at, wide, dy, x, start, rows, cols, shift, column):
+    """Add the sums of a block to partial[at], partial[at + wide], ..."""
+    arrays = 1 if dy is None else 2
+    together = min(32, max(8, GROUP_BYTES // (arrays * cols * x.itemsize)))
+    ahead, whole = together * cols, cols // LANES * LANES
+    for row in range(0, rows, together):
+        i, r = start + row * cols, min(together, rows - row)
+        for j in range(0, whole, LANES):
+            add_columns(
+                partial, at + j, wide, dy, x, i + j, r, cols, ahead, shift, column + j, LANES
             )
-            ch, k = ch + k, 0
-        row += rows
+        if whole < cols:
+            j, k = whole, cols - whole
+            add_columns(partial, at + j, wide, dy, x, i + j, r, cols, ahead, shift, column + j, k)
 
 
 @block
-def apply_rows_grads(
-    dx, dy, x, narrow, exact, wide, cells, training, streaming, bi, first, last, begin, end, m, c
-):  # fmt: skip
-    """Rows `first` to `last` of dx, for columns."""
-    mixed = is_mixed(wide, bi * c + begin, bi * c + end)
-    row = first
-    while row < last:
-        start = (bi * m + row) * c
-        k, rows = aligned(dx, start + begin, end - begin, c, streaming)
-        rows, ch = min(rows, last - row), begin
-        while ch < end:
-            k, i, j = k if k > 0 else min(LANES, end - ch), start + ch, bi * c + ch
-            if training:
-                apply_grads_columns(
-                    dx, dy, x, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
-                )
-            else:
-                scale_columns(
-                    dx, dy, i, rows, c, narrow, exact, wide, mixed, cells, j, k, streaming
-                )
-            ch, k = ch + k, 0
-        row += rows
+def add_units(totals, at, partial, first, units, stride, columns):
+    """Set totals[at] and the columns after it to the sums over the units, in their order."""
+    for j in range(0, columns, LANES):
+        k = min(LANES, columns - j)
+        s = get(partial, first + j, k)
+        for u in range(1, units):
+            s = s + get(partial, first + u * stride + j, k)
+        put(totals, at + j, k, s)
+
+
+@inline
+def value(dy, x, i, k, a, pitch, j):
+    """k lanes of y or dx, with the coefficients from column j on, in their dtype."""
+    if dy is None:
+        coefficients = (
+            load(a, HIGH * pitch + j),
+            load(a, LOW * pitch + j),
+            load(a, SCALE * pitch + j),
+            load(a, SHIFT * pitch + j),
+        )
+        return normalized(get(x, i, k), coefficients)
+    else:  # noqa: RET505  # Numba drops the branch that the type of dy excludes
+        coefficients = (
+            load(a, HIGH * pitch + j),
+            load(a, LOW * pitch + j),
+            load(a, FACTOR * pitch + j),
+            load(a, SLOPE * pitch + j),
+            load(a, DY_HIGH * pitch + j),
+            load(a, DY_LOW * pitch + j),
+        )
+        return gradient(get(dy, i, k), get(x, i, k), coefficients)
+
+
+@inline
+def look_ahead(dy, x, i):
+    """Ask for what a streamed pass reads later."""
+    ahead = AHEAD_BYTES // x.itemsize
+    if dy is not None:
+        prefetch(dy, i + ahead)
+    prefetch(x, i + ahead)
+
+
+@inline
+def gap(y, i):
+    """Elements from y[i] to the start of a cache line."""
+    return -(address(y) + i * y.itemsize) % LINE_BYTES // y.itemsize
+
+
+@block
+def apply_block(y, dy, x, start, rows, cols, a, pitch, column, streaming):
+    """Set y or dx of a block, in vectors that are stored to whole lines.
+
+    Where rows are whole vectors, the elements before the first line are done once, and every row
+    is read from there, rotated, with the coefficients rotated alike; else every row has a head of
+    its own. MEASURE
+    """
+    rotated, heads = cols % LANES == 0, cols >= 4 * LANES
+    streaming = streaming and (rotated or heads)
+    turn = gap(y, start) if rotated else 0
+    for row in range(rows):
+        i, end, lead = start + row * cols, cols, 0
+        if rotated:
+            lead = turn if row == 0 else 0
+            end = cols + turn if row + 1 < rows else cols
+        elif heads:
+            lead = gap(y, i)
+        begin = turn if rotated else lead
+        whole = begin + (end - begin) // LANES * LANES
+        if lead > 0:
+            put(y, i, lead, value(dy, x, i, lead, a, pitch, column))
+        if streaming:
+            for j in range(begin, whole, LANES):
+                look_ahead(dy, x, i + j)
+                stream(y, i + j, cast(value(dy, x, i + j, LANES, a, pitch, column + j), y))
+        else:
+            for j in range(begin, whole, LANES):
+                put(y, i + j, LANES, value(dy, x, i + j, LANES, a, pitch, column + j))
+        if whole < end:
+            k, j = end - whole, column + whole
+            put(y, i + whole, k, value(dy, x, i + whole, k, a, pitch, j))
+
+
+@block
+def apply_mixed(y, dy, x, start, rows, cols, narrow, exact, flags, pitch, column):
+    """`apply_block` where some columns need float64 (`coefficients.put_forward`).
+
+    All are computed in both precisions and each lane takes its own, so that no column's bits
+    depend on its neighbours.
+    """
+    for i in range(start, start + rows * cols, cols):
+        for j in range(0, cols, LANES):
+            at, k = column + j, min(LANES, cols - j)
+            e = cast(value(dy, x, i + j, k, exact, pitch, at), y)
+            a = cast(value(dy, x, i + j, k, narrow, pitch, at), y)
+            store_part(y, i + j, k, where(load(flags, at), e, a))

@@ -104,7 +104,9 @@ def _is_floats(array: Any) -> bool:
 
 @intrinsic
 def memory(typingctx: Any, x: Any) -> Any:
-    """The Memory of a C-contiguous array."""
+    """The Memory of a C-contiguous array; None stays None."""
+    if isinstance(x, types.NoneType):
+        return x(x), lambda context, builder, signature, args: args[0]
     if not isinstance(x, types.Array) or x.layout != "C":
         raise TypingError(f"memory: not a C-contiguous array: {x}")
 
@@ -228,6 +230,29 @@ def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(y, types.intp, v), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, x: Any, i: Any) -> Any:
+    """Ask for the lines of x[i] to x[i + 15], which may lie outside of the array.
+
+    Into the second-level cache: rows 4 KB apart would share one set of the first.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, width = ir.IntType(8), x.dtype.bitwidth // 8
+        arguments = [byte.as_pointer(), _INT32, _INT32, _INT32]
+        function = _declared(
+            builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments)
+        )
+        read, level, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
+        for k in range(0, LANES, LINE_BYTES // width):
+            position = builder.add(args[1], ir.Constant(_INT64, k))
+            element = builder.gep(_start(context, builder, x, args[0]), [position])
+            builder.call(function, [builder.bitcast(element, arguments[0]), read, level, data])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), codegen
 
 
 @intrinsic

@@ -1,9 +1,13 @@
 """Numba kernels of the nc family: c contiguous channels, m elements of each, c apart, b times.
 
-A cell is one (b, channel). `forward` and `backward` give each thread strips of columns that fit the
-L2 cache: sums first, then the elementwise pass, which reads x from there. Where a strip does not
-fit, or there are too few, the threads share the units of rows instead, and x comes from memory
-twice; the bits are the same.
+Rows of few channels are read `fold` at a time as one wide row, so that every vector is full; the
+columns of a channel are added up at the end. A pass has three sweeps: sums, over units of rows;
+statistics and coefficients, over cells (one (b, channel) each), from the units' sums in order;
+elementwise, over the units again. A thread's share of the units is the same in both sweeps, and
+the second runs backwards: the end of its share is what the first left in the cache.
+
+Strips of columns that fit a core's cache, to read x from memory once, were tried: rows 4 KB apart
+fall into few of the cache's sets, and MEASURE
 
 `table` says what the arguments are, `normcore.reference` what is computed.
 """
@@ -16,6 +20,7 @@ from numba import prange
 from .coefficients import (
     BACKWARD_ROWS,
     BACKWARD_SUMS,
+    FACTOR,
     FORWARD_ROWS,
     FORWARD_SUMS,
     finish_backward,
@@ -26,295 +31,320 @@ from .coefficients import (
     put_backward,
     put_forward,
     squares,
-    total,
 )
 from .columns import (
-    CHUNK_ROWS,
+    WRAP,
     add_units,
-    apply_rows,
-    apply_rows_grads,
-    clear_columns,
-    column_grad_sums,
+    apply_block,
+    apply_mixed,
+    block_sums,
     column_shifts,
-    column_sums,
 )
 from .intrinsics import LANES, memory
 from .jit import block, inline, kernel, slab
 from .runs import is_streamed
-from .schedule import STRIP_BYTES, STRIP_COLUMNS, UNIT_ROWS
+from .schedule import UNIT_BLOCK
+
+FOLD = 64
+"""Rows are folded until they hold this many columns."""
+
+FOLD_MOST = 1024
+"""They are whole vectors where that takes no more columns than this."""
+
+SHIFT_ROWS = 8
+"""The first shift of a channel is near the mean of this many of its elements."""
+
+SETTLE_CELLS = 256
+"""From this many cells on the threads share the statistics: MEASURE"""
 
 
 @inline
-def unit_count(m):
-    """Units of a column."""
-    return -(-m // UNIT_ROWS)
+def fold_of(m, c):
+    """Rows that are read as one."""
+    whole = 1
+    while whole * c % LANES != 0:
+        whole *= 2
+    fold = whole * -(-FOLD // (whole * c))
+    if fold * c > FOLD_MOST:
+        fold = -(-FOLD // c)
+    return max(1, min(m, fold))
 
 
 @inline
-def strip_count(c):
-    """Strips of columns."""
-    return -(-c // STRIP_COLUMNS)
+def unit_rows(wide):
+    """Folded rows of a unit."""
+    return max(8, UNIT_BLOCK // wide // 8 * 8)
 
 
 @inline
-def strip_bounds(k, c):
-    """First and last + 1 column of strip k."""
-    return k * STRIP_COLUMNS, min(c, (k + 1) * STRIP_COLUMNS)
+def unit_count(m, c):
+    """Units of one b."""
+    fold = fold_of(m, c)
+    return -(-m // (fold * unit_rows(fold * c)))
 
 
 @inline
-def is_shared_by_strips(x, arrays, b, m, c, threads):
-    """Whether strips of that many arrays fit the cache and keep all threads busy."""
-    strips = b * strip_count(c)
-    fits = arrays * m * min(c, STRIP_COLUMNS) * x.itemsize <= STRIP_BYTES
-    # Strips of rows that lie apart fall into few sets of the cache: backward of (1024, 1024) takes
-    # 0.70 ms by strips and 0.47 ms by rows. With one unit there are no rows to share.
-    together = c <= STRIP_COLUMNS or m <= UNIT_ROWS
-    return fits and together and (strips >= 4 * threads or strips % threads == 0)
+def unit_bounds(u, m, c):
+    """(first folded row, folded rows, columns of a shorter row behind them) of unit u."""
+    fold = fold_of(m, c)
+    row, rows = u * unit_rows(fold * c), m // fold
+    rest = m % fold * c if u == unit_count(m, c) - 1 else 0
+    return row, max(0, min(unit_rows(fold * c), rows - row)), rest
+
+
+@inline
+def scratch(units, quantities, b, m, c):
+    """Memory for the sums of every unit, and for those of every column."""
+    wide = fold_of(m, c) * c
+    return np.empty(units * quantities * wide), np.empty(quantities * b * wide)
 
 
 @block
-def set_shifts(shift, x, bi, begin, end, m, c):
-    """Shifts of columns, from their first rows."""
-    rows, to, of = min(m, CHUNK_ROWS), memory(shift), memory(x)
-    for ch in range(begin, end, LANES):
-        k = min(LANES, end - ch)
-        column_shifts(to, bi * c + ch, of, bi * m * c + ch, rows, c, k)
-    for j in range(bi * c + begin, bi * c + end):
+def set_shifts(shift, x, begin, end, m, c):
+    """Shifts of cells, from their first rows."""
+    rows, to, of = min(m, SHIFT_ROWS), memory(shift), memory(x)
+    j = begin
+    while j < end:
+        bi, ch = j // c, j % c
+        k = min(LANES, end - j, c - ch)
+        column_shifts(to, j, of, bi * m * c + ch, rows, c, k)
+        j += k
+    for j in range(begin, end):
         shift[j] = finite_or_zero(shift[j])
 
 
 @block
-def sum_rows(partial, x, shift, cells, bi, u, begin, end, m, c):
-    """Set partial[u] of columns."""
-    last = min(m, (u + 1) * UNIT_ROWS)
-    clear_columns(partial, u * FORWARD_SUMS * cells + bi * c, FORWARD_SUMS, cells, begin, end)
-    for row in range(u * UNIT_ROWS, last, CHUNK_ROWS):
-        rows = min(CHUNK_ROWS, last - row)
-        for ch in range(begin, end, LANES):
-            k, j = min(LANES, end - ch), bi * c + ch
-            at, start = u * FORWARD_SUMS * cells + j, (bi * m + row) * c + ch
-            column_sums(partial, at, cells, x, start, rows, c, shift, j, k)
+def spread(columns, values, wrap, b, m, c):
+    """Repeat rows of values of cells under the folded columns, `wrap` of them again at the end."""
+    width = fold_of(m, c) * c + wrap
+    for q in range(values.shape[0]):
+        for bi in range(b):
+            for f in range(0, width, c):
+                at, of = bi * width + f, bi * c
+                for j in range(min(c, width - f)):
+                    columns[q, at + j] = values[q, of + j]
 
 
 @block
-def sum_rows_grads(partial, dy, x, mean, cells, bi, u, begin, end, m, c):
-    """Set partial[u] of columns."""
-    last = min(m, (u + 1) * UNIT_ROWS)
-    clear_columns(partial, u * BACKWARD_SUMS * cells + bi * c, BACKWARD_SUMS, cells, begin, end)
-    for row in range(u * UNIT_ROWS, last, CHUNK_ROWS):
-        rows = min(CHUNK_ROWS, last - row)
-        for ch in range(begin, end, LANES):
-            k, j = min(LANES, end - ch), bi * c + ch
-            at, start = u * BACKWARD_SUMS * cells + j, (bi * m + row) * c + ch
-            column_grad_sums(partial, at, cells, dy, x, start, rows, c, mean, j, k)
-
-
-@block
-def sum_moved(partial, x, shift, bad, cells, u, bi, begin, end, m, c):
-    """Set partial[u] again, for those of the columns whose shift was moved."""
-    for ch in range(begin, end):
-        if bad[bi * c + ch]:
-            sum_rows(partial, x, shift, cells, bi, u, ch, ch + 1, m, c)
-
-
-@block
-def sum_share(partial, x, shift, first, last, m, c):
-    """Units `first` to `last` of all b."""
-    units, cells = unit_count(m), shift.size
-    partial, x, shift = memory(partial), memory(x), memory(shift)
+def sum_share(partial, dy, x, shifts, quantities, first, last, m, c):
+    """Set partial[`first`] to partial[`last` - 1], the sums of these units of all b."""
+    units, wide = unit_count(m, c), fold_of(m, c) * c
+    parts, by, of, centres = memory(partial), memory(dy), memory(x), memory(shifts)
     for w in range(first, last):
-        sum_rows(partial, x, shift, cells, w // units, w % units, 0, c, m, c)
+        at, bi = w * quantities * wide, w // units
+        row, rows, rest = unit_bounds(w % units, m, c)
+        for j in range(at, at + quantities * wide):
+            parts[j] = 0.0
+        start, column = bi * m * c + row * wide, bi * wide
+        block_sums(parts, at, wide, by, of, start, rows, wide, centres, column)
+        if rest > 0:
+            start += rows * wide
+            block_sums(parts, at, wide, by, of, start, 1, rest, centres, column)
 
 
 @block
-def sum_moved_share(partial, x, shift, bad, first, last, m, c):
-    """Units `first` to `last` of all b, for those of the columns whose shift was moved."""
-    units, cells = unit_count(m), shift.size
-    partial, x, shift = memory(partial), memory(x), memory(shift)
-    for w in range(first, last):
-        sum_moved(partial, x, shift, bad, cells, w % units, w // units, 0, c, m, c)
+def total_share(sums, totals, partial, begin, end, m, c):
+    """Set sums[0] of cells: over units in their order, then over the columns of a channel."""
+    fold, units, quantities = fold_of(m, c), unit_count(m, c), sums.shape[1]
+    wide, cells = fold * c, sums.shape[2]
+    parts, folded = memory(partial), memory(totals)
+    stride = quantities * wide
+    for bi in range(begin // c, (end - 1) // c + 1):
+        low, high = max(begin - bi * c, 0), min(end - bi * c, c)
+        for q in range(quantities):
+            at, of = q * (cells // c) * wide + bi * wide, bi * units * stride + q * wide
+            if high - low == c:
+                add_units(folded, at, parts, of, units, stride, wide)
+            else:
+                for f in range(low, wide, c):
+                    add_units(folded, at + f, parts, of + f, units, stride, high - low)
+            for ch in range(low, high):
+                s = 0.0
+                for f in range(at + ch, at + wide, c):
+                    s += folded[f]
+                sums[0, q, bi * c + ch] = s
 
 
 @block
-def sum_grads_share(partial, dy, x, mean, first, last, m, c):
-    """Units `first` to `last` of all b."""
-    units, cells = unit_count(m), mean.size
-    partial, dy, x, mean = memory(partial), memory(dy), memory(x), memory(mean)
-    for w in range(first, last):
-        sum_rows_grads(partial, dy, x, mean, cells, w // units, w % units, 0, c, m, c)
-
-
-@block
-def apply_share(y, x, narrow, exact, wide, first, last, m, c):
-    """Units `first` to `last` of all b, last ones first: their x may still be in the cache."""
-    units, cells, streaming = unit_count(m), wide.size, is_streamed(y, x)
-    y, x = memory(y), memory(x)
-    narrow, exact, wide = memory(narrow), memory(exact), memory(wide)
-    for w in range(last - 1, first - 1, -1):
-        bi, row = w // units, w % units * UNIT_ROWS
-        stop = min(m, row + UNIT_ROWS)
-        apply_rows(y, x, narrow, exact, wide, cells, streaming, bi, row, stop, 0, c, m, c)
-
-
-@block
-def apply_grads_share(dx, dy, x, narrow, exact, wide, training, first, last, m, c):
-    """Units `first` to `last` of all b, last ones first: their x may still be in the cache."""
-    units, cells = unit_count(m), wide.size
-    streaming = is_streamed(dx, x) and is_streamed(dx, dy)
-    dx, dy, x = memory(dx), memory(dy), memory(x)
-    narrow, exact, wide = memory(narrow), memory(exact), memory(wide)
-    for w in range(last - 1, first - 1, -1):
-        bi, row = w // units, w % units * UNIT_ROWS
-        stop = min(m, row + UNIT_ROWS)
-        apply_rows_grads(
-            dx, dy, x, narrow, exact, wide, cells, training, streaming, bi, row, stop, 0, c, m, c
-        )
-
-
-@block
-def forward_strips(
-    y, mean, var, rstd, x, weight, bias, eps, narrow, exact, wide, partial, sums, shift, bad,
-    first, last, m, c
+def settle_forward(
+    mean, var, rstd, narrow, exact, wide, partial, totals, sums, shift, bad, weight, bias, eps,
+    again, begin, end, m, c
 ):  # fmt: skip
-    """`forward` of the strips `first` to `last`."""
-    units, strips, cells, streaming = unit_count(m), strip_count(c), shift.size, is_streamed(y, x)
-    to, of, shifts, parts = memory(y), memory(x), memory(shift), memory(partial)
-    a, e, flags = memory(narrow), memory(exact), memory(wide)
-    for w in range(first, last):
-        bi = w // strips
-        begin, end = strip_bounds(w % strips, c)
-        j, stop = bi * c + begin, bi * c + end
-        set_shifts(shift, x, bi, begin, end, m, c)
-        for u in range(units):
-            sum_rows(parts, of, shifts, cells, bi, u, begin, end, m, c)
-        add_units(sums, partial, j, stop)
-        if move_bad_shifts(shift, bad, sums, j, stop, m):
-            for u in range(units):
-                sum_moved(parts, of, shifts, bad, cells, u, bi, begin, end, m, c)
-            add_units(sums, partial, j, stop)
-        finish_forward(
-            mean, var, rstd, narrow, exact, wide, sums, shift, weight, bias, eps, j, stop, m, c
-        )
-        apply_rows(to, of, a, e, flags, cells, streaming, bi, 0, m, begin, end, m, c)
+    """Statistics and coefficients of cells, or a better shift for them."""
+    total_share(sums, totals, partial, begin, end, m, c)
+    if not again:
+        move_bad_shifts(shift, bad, sums, begin, end, m)
+    finish_forward(
+        mean, var, rstd, narrow, exact, wide, sums, shift, weight, bias, eps, begin, end, m, c
+    )
 
 
 @block
-def backward_strips(
-    dx, dweights, dbiases, dy, x, mean, rstd, weight, training, narrow, exact, wide, partial, sums,
-    first, last, m, c
+def settle_backward(
+    dweights, dbiases, narrow, exact, wide, partial, totals, sums, mean, rstd, weight, training,
+    begin, end, m, c
 ):  # fmt: skip
-    """`backward` of the strips `first` to `last`."""
-    units, strips, cells = unit_count(m), strip_count(c), wide.size
-    streaming = is_streamed(dx, x) and is_streamed(dx, dy)
-    to, by, of, means, parts = memory(dx), memory(dy), memory(x), memory(mean), memory(partial)
+    """Gradients and coefficients of cells."""
+    total_share(sums, totals, partial, begin, end, m, c)
+    finish_backward(
+        dweights, dbiases, narrow, exact, wide, sums, mean, rstd, weight, training, begin, end,
+        m, c
+    )  # fmt: skip
+
+
+@inline
+def is_any(flags):
+    """Whether one of the flags is not zero."""
+    found = False
+    for flag in flags:
+        found = found or flag != 0
+    return found
+
+
+@block
+def folded(narrow, exact, wide, b, m, c):
+    """Coefficients of the columns, and whether some of them need those in float64."""
+    mixed, columns = is_any(wide[0]), b * (fold_of(m, c) * c + WRAP)
+    a = np.empty((narrow.shape[0], columns), narrow.dtype)
+    e, flags = np.empty((narrow.shape[0], columns)), np.empty((1, columns))
+    spread(a, narrow, WRAP, b, m, c)
+    if mixed:
+        spread(e, exact, WRAP, b, m, c)
+        spread(flags, wide, WRAP, b, m, c)
+    return a, e, flags, mixed
+
+
+@block
+def apply_share(y, dy, x, narrow, exact, wide, mixed, first, last, m, c):
+    """Units `first` to `last` of all b, last ones first."""
+    units, cols, streaming = unit_count(m, c), fold_of(m, c) * c, is_streamed(y, x)
+    if dy is not None:
+        streaming = streaming and is_streamed(y, dy)
+    pitch = narrow.shape[1]
+    to, by, of = memory(y), memory(dy), memory(x)
     a, e, flags = memory(narrow), memory(exact), memory(wide)
-    for w in range(first, last):
-        bi = w // strips
-        begin, end = strip_bounds(w % strips, c)
-        j, stop = bi * c + begin, bi * c + end
-        for u in range(units):
-            sum_rows_grads(parts, by, of, means, cells, bi, u, begin, end, m, c)
-        add_units(sums, partial, j, stop)
-        finish_backward(
-            dweights, dbiases, narrow, exact, wide, sums, mean, rstd, weight, training, j, stop,
-            m, c
-        )  # fmt: skip
-        apply_rows_grads(
-            to, by, of, a, e, flags, cells, training, streaming, bi, 0, m, begin, end, m, c
-        )
+    for w in range(last - 1, first - 1, -1):
+        bi = w // units
+        row, rows, rest = unit_bounds(w % units, m, c)
+        start, column = bi * m * c + row * cols, bi * (cols + WRAP)
+        behind = start + rows * cols
+        if mixed:
+            apply_mixed(to, by, of, start, rows, cols, a, e, flags, pitch, column)
+            if rest > 0:
+                apply_mixed(to, by, of, behind, 1, rest, a, e, flags, pitch, column)
+        else:
+            apply_block(to, by, of, start, rows, cols, a, pitch, column, streaming)
+            if rest > 0:
+                apply_block(to, by, of, behind, 1, rest, a, pitch, column, streaming)
+
+
+@block
+def as_scale(coefficients):
+    """Make coefficients of a gradient ones of y = x * factor: the statistics are constants."""
+    for q in range(FORWARD_ROWS):
+        if q != FACTOR:
+            for j in range(coefficients.shape[1]):
+                coefficients[q, j] = 0.0
 
 
 @block
 def add_cells(channels, cells, b, c):
     """Sums over b. Not a NumPy sum in a kernel: Numba would make that a parallel reduction."""
     for ch in range(c):
-        value = 0.0
+        s = 0.0
         for j in range(ch, b * c, c):
-            value += cells[j]
-        channels[ch] = value
+            s += cells[j]
+        channels[ch] = s
 
 
 @kernel
 def moments(mean, m2, x, b, m, c, threads):
     """Mean and sum of squared deviations of each cell."""
-    units, cells = unit_count(m), b * c
-    partial, sums = np.empty((units, FORWARD_SUMS, cells)), np.empty((1, FORWARD_SUMS, cells))
-    shift, bad = np.empty(cells), np.empty(cells, np.bool_)
-    for bi in range(b):
-        set_shifts(shift, x, bi, 0, c, m, c)
-    for t in prange(threads):
-        begin, end = slab(b * units, threads, t)
-        sum_share(partial, x, shift, begin, end, m, c)
-    add_units(sums, partial, 0, cells)
-    if move_bad_shifts(shift, bad, sums, 0, cells, m):
+    units, cells, columns = b * unit_count(m, c), b * c, b * fold_of(m, c) * c
+    partial, totals = scratch(units, FORWARD_SUMS, b, m, c)
+    sums, bad = np.empty((1, FORWARD_SUMS, cells)), np.empty(cells, np.bool_)
+    shift, shifts = np.empty((1, cells)), np.empty((1, columns))
+    set_shifts(shift[0], x, 0, cells, m, c)
+    for again in range(2):
+        spread(shifts, shift, 0, b, m, c)
         for t in prange(threads):
-            begin, end = slab(b * units, threads, t)
-            sum_moved_share(partial, x, shift, bad, begin, end, m, c)
-        add_units(sums, partial, 0, cells)
+            begin, end = slab(units, threads, t)
+            sum_share(partial, None, x, shifts, FORWARD_SUMS, begin, end, m, c)
+        total_share(sums, totals, partial, 0, cells, m, c)
+        if again or not move_bad_shifts(shift[0], bad, sums, 0, cells, m):
+            break
     for j in range(cells):
-        s1, s2 = total(sums, 0, j), total(sums, 1, j)
-        mean[j] = shift[j] + s1 / m
+        s1, s2 = sums[0, 0, j], sums[0, 1, j]
+        mean[j] = shift[0, j] + s1 / m
         m2[j] = squares(s1, s2, m)
 
 
 @kernel
 def apply(y, x, mean, var, weight, bias, eps, b, m, c, threads):
     """Set y = (x - mean) / sqrt(var + eps) * weight + bias."""
-    cells = b * c
+    units, cells = b * unit_count(m, c), b * c
     narrow, exact = np.empty((FORWARD_ROWS, cells), x.dtype), np.empty((FORWARD_ROWS, cells))
-    wide = np.empty(cells)
+    wide = np.empty((1, cells))
     for j in range(cells):
         rstd = inverse_deviation(var[j], eps)
-        put_forward(narrow, exact, wide, j, np.float64(mean[j]), 0.0, rstd, weight, bias, j % c)
+        put_forward(narrow, exact, wide[0], j, np.float64(mean[j]), 0.0, rstd, weight, bias, j % c)
+    a, e, flags, mixed = folded(narrow, exact, wide, b, m, c)
     for t in prange(threads):
-        begin, end = slab(b * unit_count(m), threads, t)
-        apply_share(y, x, narrow, exact, wide, begin, end, m, c)
+        begin, end = slab(units, threads, t)
+        apply_share(y, None, x, a, e, flags, mixed, begin, end, m, c)
 
 
 @kernel
 def forward(y, mean, var, rstd, x, weight, bias, eps, b, m, c, threads):
     """Statistics of each cell and y = (x - mean) * rstd * weight + bias."""
-    units, strips, cells = unit_count(m), strip_count(c), b * c
+    units, cells, columns = b * unit_count(m, c), b * c, b * fold_of(m, c) * c
     narrow, exact = np.empty((FORWARD_ROWS, cells), x.dtype), np.empty((FORWARD_ROWS, cells))
-    wide, bad, shift = np.empty(cells), np.empty(cells, np.bool_), np.empty(cells)
-    partial, sums = np.empty((units, FORWARD_SUMS, cells)), np.empty((1, FORWARD_SUMS, cells))
-    if is_shared_by_strips(x, 1, b, m, c, threads):
+    partial, totals = scratch(units, FORWARD_SUMS, b, m, c)
+    sums, bad = np.empty((1, FORWARD_SUMS, cells)), np.empty(cells, np.bool_)
+    shift, shifts, wide = np.empty((1, cells)), np.empty((1, columns)), np.empty((1, cells))
+    is_shared = threads > 1 and cells >= SETTLE_CELLS
+    if is_shared:
         for t in prange(threads):
-            begin, end = slab(b * strips, threads, t)
-            forward_strips(
-                y, mean, var, rstd, x, weight, bias, eps, narrow, exact, wide, partial, sums,
-                shift, bad, begin, end, m, c
-            )  # fmt: skip
+            begin, end = slab(cells, threads, t)
+            set_shifts(shift[0], x, begin, end, m, c)
     else:
-        for bi in range(b):
-            set_shifts(shift, x, bi, 0, c, m, c)
+        set_shifts(shift[0], x, 0, cells, m, c)
+    for again in range(2):
+        spread(shifts, shift, 0, b, m, c)
         for t in prange(threads):
-            begin, end = slab(b * units, threads, t)
-            sum_share(partial, x, shift, begin, end, m, c)
-        add_units(sums, partial, 0, cells)
-        if move_bad_shifts(shift, bad, sums, 0, cells, m):
+            begin, end = slab(units, threads, t)
+            sum_share(partial, None, x, shifts, FORWARD_SUMS, begin, end, m, c)
+        if is_shared:
             for t in prange(threads):
-                begin, end = slab(b * units, threads, t)
-                sum_moved_share(partial, x, shift, bad, begin, end, m, c)
-            add_units(sums, partial, 0, cells)
-        finish_forward(
-            mean, var, rstd, narrow, exact, wide, sums, shift, weight, bias, eps, 0, cells, m, c
-        )
-        for t in prange(threads):
-            begin, end = slab(b * units, threads, t)
-            apply_share(y, x, narrow, exact, wide, begin, end, m, c)
+                begin, end = slab(cells, threads, t)
+                settle_forward(
+                    mean, var, rstd, narrow, exact, wide[0], partial, totals, sums, shift[0], bad,
+                    weight, bias, eps, again, begin, end, m, c
+                )  # fmt: skip
+        else:
+            settle_forward(
+                mean, var, rstd, narrow, exact, wide[0], partial, totals, sums, shift[0], bad,
+                weight, bias, eps, again, 0, cells, m, c
+            )  # fmt: skip
+        if again or not is_any(bad):
+            break
+    a, e, flags, mixed = folded(narrow, exact, wide, b, m, c)
+    for t in prange(threads):
+        begin, end = slab(units, threads, t)
+        apply_share(y, None, x, a, e, flags, mixed, begin, end, m, c)
 
 
 @kernel
 def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, b, m, c, threads):
     """Sums of dy and of dy * (x - mean) of each cell."""
-    units, cells = unit_count(m), b * c
-    partial, sums = np.empty((units, BACKWARD_SUMS, cells)), np.empty((1, BACKWARD_SUMS, cells))
+    units, cells = b * unit_count(m, c), b * c
+    partial, totals = scratch(units, BACKWARD_SUMS, b, m, c)
+    sums, means = np.empty((1, BACKWARD_SUMS, cells)), np.empty((1, b * fold_of(m, c) * c))
+    spread(means, mean.reshape((1, cells)), 0, b, m, c)
     for t in prange(threads):
-        begin, end = slab(b * units, threads, t)
-        sum_grads_share(partial, dy, x, mean, begin, end, m, c)
-    add_units(sums, partial, 0, cells)
+        begin, end = slab(units, threads, t)
+        sum_share(partial, dy, x, means, BACKWARD_SUMS, begin, end, m, c)
+    total_share(sums, totals, partial, 0, cells, m, c)
     for j in range(cells):
         sum_dy[j], sum_dy_xmu[j] = sums[0, 0, j], sums[0, 1, j]
 
@@ -322,42 +352,51 @@ def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, b, m, c, threads):
 @kernel
 def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, b, m, c, threads):
     """Set dx = weight * rstd * (dy - sum_dy / count - (x - mean) * rstd^2 * sum_dy_xmu / count)."""
-    cells = b * c
+    units, cells = b * unit_count(m, c), b * c
     narrow, exact = np.empty((BACKWARD_ROWS, cells), x.dtype), np.empty((BACKWARD_ROWS, cells))
-    wide = np.empty(cells)
+    wide = np.empty((1, cells))
     for j in range(cells):
         p, q = sum_dy[j], sum_dy_xmu[j]
-        put_backward(narrow, exact, wide, j, mean[j], 0.0, rstd[j], weight, p, q, count, j % c)
+        put_backward(narrow, exact, wide[0], j, mean[j], 0.0, rstd[j], weight, p, q, count, j % c)
+    a, e, flags, mixed = folded(narrow, exact, wide, b, m, c)
     for t in prange(threads):
-        begin, end = slab(b * unit_count(m), threads, t)
-        apply_grads_share(dx, dy, x, narrow, exact, wide, True, begin, end, m, c)
+        begin, end = slab(units, threads, t)
+        apply_share(dx, dy, x, a, e, flags, mixed, begin, end, m, c)
 
 
 @kernel
 def backward(dx, dweight, dbias, dy, x, mean, rstd, weight, training, b, m, c, threads):
     """Set dx, dweight and dbias; with training=False mean and rstd are constants."""
-    units, strips, cells = unit_count(m), strip_count(c), b * c
+    units, cells = b * unit_count(m, c), b * c
     narrow, exact = np.empty((BACKWARD_ROWS, cells), x.dtype), np.empty((BACKWARD_ROWS, cells))
-    wide, dweights, dbiases = np.empty(cells), np.empty(cells), np.empty(cells)
-    partial, sums = np.empty((units, BACKWARD_SUMS, cells)), np.empty((1, BACKWARD_SUMS, cells))
-    if is_shared_by_strips(x, 2, b, m, c, threads):
+    wide, dweights, dbiases = np.empty((1, cells)), np.empty(cells), np.empty(cells)
+    partial, totals = scratch(units, BACKWARD_SUMS, b, m, c)
+    sums, means = np.empty((1, BACKWARD_SUMS, cells)), np.empty((1, b * fold_of(m, c) * c))
+    spread(means, mean.reshape((1, cells)), 0, b, m, c)
+    for t in prange(threads):
+        begin, end = slab(units, threads, t)
+        sum_share(partial, dy, x, means, BACKWARD_SUMS, begin, end, m, c)
+    if threads > 1 and cells >= SETTLE_CELLS:
         for t in prange(threads):
-            begin, end = slab(b * strips, threads, t)
-            backward_strips(
-                dx, dweights, dbiases, dy, x, mean, rstd, weight, training, narrow, exact, wide,
-                partial, sums, begin, end, m, c
+            begin, end = slab(cells, threads, t)
+            settle_backward(
+                dweights, dbiases, narrow, exact, wide[0], partial, totals, sums, mean, rstd,
+                weight, training, begin, end, m, c
             )  # fmt: skip
     else:
-        for t in prange(threads):
-            begin, end = slab(b * units, threads, t)
-            sum_grads_share(partial, dy, x, mean, begin, end, m, c)
-        add_units(sums, partial, 0, cells)
-        finish_backward(
-            dweights, dbiases, narrow, exact, wide, sums, mean, rstd, weight, training, 0, cells,
-            m, c
+        settle_backward(
+            dweights, dbiases, narrow, exact, wide[0], partial, totals, sums, mean, rstd,
+            weight, training, 0, cells, m, c
         )  # fmt: skip
-        for t in prange(threads):
-            begin, end = slab(b * units, threads, t)
-            apply_grads_share(dx, dy, x, narrow, exact, wide, training, begin, end, m, c)
     add_cells(dweight, dweights, b, c)
     add_cells(dbias, dbiases, b, c)
+    if not training:
+        as_scale(narrow)
+        as_scale(exact)
+    a, e, flags, mixed = folded(narrow, exact, wide, b, m, c)
+    for t in prange(threads):
+        begin, end = slab(units, threads, t)
+        if training:
+            apply_share(dx, dy, x, a, e, flags, mixed, begin, end, m, c)
+        else:
+            apply_share(dx, None, dy, a, e, flags, mixed, begin, end, m, c)

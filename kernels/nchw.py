@@ -96,57 +96,45 @@ def is_shared_by_blocks(blocks, threads):
     return blocks >= 4 * threads or blocks % threads == 0
 
 
+@inline
+def to_next_run(i, ch, begin, end, offset, length, n, c, s):
+    """Elements from the start of a run of sums to the start of the one that is summed after it."""
+    if offset + length < s:
+        return length
+    if ch + 1 < end:
+        return s
+    return (c - (end - begin) + 1) * s - offset if i + 1 < n else 0
+
+
 @block
-def sum_unit(partial, lanes, x, shift, u, begin, end, n, c, s):
-    """Set partial[u] of the channels begin to end."""
+def sum_unit(partial, lanes, dy, x, shift, quantities, u, begin, end, n, c, s):
+    """Set partial[u] of the channels begin to end; dy is None in a forward."""
     plane, last_plane, offset, length = unit_bounds(u, n, s)
-    for at in range((end - begin) * FORWARD_SUMS * LANES):
+    for at in range((end - begin) * quantities * LANES):
         lanes[at] = 0.0
     for i in range(plane, last_plane):
         for ch in range(begin, end):
-            at = (ch - begin) * FORWARD_SUMS * LANES
-            run_sums(lanes, at, x, (i * c + ch) * s + offset, length, shift[ch])
+            at, start = (ch - begin) * quantities * LANES, (i * c + ch) * s + offset
+            following = to_next_run(i, ch, begin, end, offset, length, n, c, s)
+            if dy is None:
+                run_sums(lanes, at, x, start, length, shift[ch], following)
+            else:
+                run_grad_sums(lanes, at, dy, x, start, length, shift[ch], following)
     for ch in range(begin, end):
-        for q in range(FORWARD_SUMS):
-            at = ((ch - begin) * FORWARD_SUMS + q) * LANES
-            partial[(u * FORWARD_SUMS + q) * c + ch] = sum_lanes(load(lanes, at))
+        for q in range(quantities):
+            at = ((ch - begin) * quantities + q) * LANES
+            partial[(u * quantities + q) * c + ch] = sum_lanes(load(lanes, at))
 
 
 @block
-def sum_unit_grads(partial, lanes, dy, x, mean, u, begin, end, n, c, s):
-    """Set partial[u] of the channels begin to end."""
-    plane, last_plane, offset, length = unit_bounds(u, n, s)
-    for at in range((end - begin) * BACKWARD_SUMS * LANES):
-        lanes[at] = 0.0
-    for i in range(plane, last_plane):
-        for ch in range(begin, end):
-            at = (ch - begin) * BACKWARD_SUMS * LANES
-            run_grad_sums(lanes, at, dy, x, (i * c + ch) * s + offset, length, mean[ch])
-    for ch in range(begin, end):
-        for q in range(BACKWARD_SUMS):
-            at = ((ch - begin) * BACKWARD_SUMS + q) * LANES
-            partial[(u * BACKWARD_SUMS + q) * c + ch] = sum_lanes(load(lanes, at))
-
-
-@block
-def sum_share(partial, lanes, x, shift, first, last, n, c, s):
+def sum_share(partial, lanes, dy, x, shift, first, last, n, c, s):
     """Units of blocks `first` to `last`, counted block by block within a unit."""
-    blocks = block_count(x, c, s)
-    partial, lanes, x, shift = memory(partial), memory(lanes), memory(x), memory(shift)
-    for w in range(first, last):
-        begin, end = block_bounds(x, w % blocks, c, s)
-        sum_unit(partial, lanes, x, shift, w // blocks, begin, end, n, c, s)
-
-
-@block
-def sum_grads_share(partial, lanes, dy, x, mean, first, last, n, c, s):
-    """Units of blocks `first` to `last`, counted block by block within a unit."""
-    blocks = block_count(x, c, s)
+    blocks, quantities = block_count(x, c, s), partial.shape[1]
     partial, lanes = memory(partial), memory(lanes)
-    dy, x, mean = memory(dy), memory(x), memory(mean)
+    dy, x, shift = memory(dy), memory(x), memory(shift)
     for w in range(first, last):
         begin, end = block_bounds(x, w % blocks, c, s)
-        sum_unit_grads(partial, lanes, dy, x, mean, w // blocks, begin, end, n, c, s)
+        sum_unit(partial, lanes, dy, x, shift, quantities, w // blocks, begin, end, n, c, s)
 
 
 @block
@@ -164,7 +152,7 @@ def sum_moved(partial, lanes, x, shift, bad, first, last, begin, end, n, c, s):
     for ch in range(begin, end):
         if bad[ch]:
             for u in range(first, last):
-                sum_unit(partial, lanes, x, shift, u, ch, ch + 1, n, c, s)
+                sum_unit(partial, lanes, None, x, shift, FORWARD_SUMS, u, ch, ch + 1, n, c, s)
 
 
 @block
@@ -242,7 +230,7 @@ def forward_blocks(
         begin, end = block_bounds(x, k, c, s)
         set_shifts(shift, x, begin, end, s)
         for u in range(units):
-            sum_unit(parts, work, of, shifts, u, begin, end, n, c, s)
+            sum_unit(parts, work, None, of, shifts, FORWARD_SUMS, u, begin, end, n, c, s)
         if move_bad_shifts(shift, bad, partial, begin, end, count):
             sum_moved(partial, lanes, x, shift, bad, 0, units, begin, end, n, c, s)
         finish_forward(
@@ -267,7 +255,7 @@ def backward_blocks(
     for k in range(first, last):
         begin, end = block_bounds(x, k, c, s)
         for u in range(units):
-            sum_unit_grads(parts, work, by, of, means, u, begin, end, n, c, s)
+            sum_unit(parts, work, by, of, means, BACKWARD_SUMS, u, begin, end, n, c, s)
         finish_backward(
             dweight, dbias, narrow, exact, wide, partial, mean, rstd, weight, training, begin, end,
             n * s, c
@@ -289,7 +277,7 @@ def moments(mean, m2, x, n, c, s, threads):
         set_shifts(shift, x, begin, end, s)
     for t in prange(threads):
         begin, end = slab(units * blocks, threads, t)
-        sum_share(partial, lanes[t], x, shift, begin, end, 1, cells, s)
+        sum_share(partial, lanes[t], None, x, shift, begin, end, 1, cells, s)
     if move_bad_shifts(shift, bad, partial, 0, cells, s):
         for t in prange(threads):
             begin, end = slab(cells, threads, t)
@@ -332,7 +320,7 @@ def forward(y, mean, var, rstd, x, weight, bias, eps, n, c, s, threads):
         set_shifts(shift, x, 0, c, s)
         for t in prange(threads):
             begin, end = slab(units * blocks, threads, t)
-            sum_share(partial, lanes[t], x, shift, begin, end, n, c, s)
+            sum_share(partial, lanes[t], None, x, shift, begin, end, n, c, s)
         if move_bad_shifts(shift, bad, partial, 0, c, n * s):
             for t in prange(threads):
                 begin, end = slab(units, threads, t)
@@ -353,7 +341,7 @@ def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, n, c, s, threads):
     lanes = np.empty((threads, block_channels(x, s) * BACKWARD_SUMS * LANES))
     for t in prange(threads):
         begin, end = slab(units * blocks, threads, t)
-        sum_grads_share(partial, lanes[t], dy, x, mean, begin, end, n, c, s)
+        sum_share(partial, lanes[t], dy, x, mean, begin, end, n, c, s)
     for ch in range(c):
         sum_dy[ch], sum_dy_xmu[ch] = total(partial, 0, ch), total(partial, 1, ch)
 
@@ -389,7 +377,7 @@ def backward(dx, dweight, dbias, dy, x, mean, rstd, weight, training, n, c, s, t
     else:
         for t in prange(threads):
             begin, end = slab(units * blocks, threads, t)
-            sum_grads_share(partial, lanes[t], dy, x, mean, begin, end, n, c, s)
+            sum_share(partial, lanes[t], dy, x, mean, begin, end, n, c, s)
         finish_backward(
             dweight, dbias, narrow, exact, wide, partial, mean, rstd, weight, training, 0, c,
             n * s, c

@@ -29,6 +29,7 @@ from .intrinsics import (
     load,
     load_part,
     muladd,
+    prefetch,
     store,
     store_part,
     stream,
@@ -36,6 +37,9 @@ from .intrinsics import (
 )
 from .jit import inline
 from .schedule import STREAM_BYTES
+
+AHEAD_BYTES = 8192
+"""Sums ask for lines this far ahead: two threads read 128 MB at 45 GB/s without, 53 to 57 with."""
 
 
 @inline
@@ -48,11 +52,23 @@ def run_shift(x, start, length):
 
 
 @inline
-def run_sums(lanes, at, x, start, length, shift):
+def look_ahead(x, length, following):
+    """(whole vectors of a run to the last that looks ahead inside, elements ahead, ahead after).
+
+    The vectors behind that look into the run that is summed next, `following` elements on.
+    """
+    ahead = min(AHEAD_BYTES // x.itemsize, length // LANES * LANES)
+    return length // LANES * LANES - ahead, ahead, following - length // LANES * LANES + ahead
+
+
+@inline
+def run_sums(lanes, at, x, start, length, shift, following):
     """Add a run's sums of x - shift and (x - shift)^2 to the lanes of a channel."""
     s1, s2 = load(lanes, at), load(lanes, at + LANES)
     stop = start + length // LANES * LANES
+    inside, ahead, after = look_ahead(x, length, following)
     for i in range(start, stop, LANES):
+        prefetch(x, i + (ahead if i - start < inside else after))
         deviation = cast(load(x, i), lanes) - shift
         s1 = s1 + deviation
         s2 = muladd(deviation, deviation, s2)
@@ -66,11 +82,15 @@ def run_sums(lanes, at, x, start, length, shift):
 
 
 @inline
-def run_grad_sums(lanes, at, dy, x, start, length, mean):
+def run_grad_sums(lanes, at, dy, x, start, length, mean, following):
     """Add a run's sums of dy, dy * (x - mean) and x - mean to the lanes of a channel."""
     s1, s2, s3 = load(lanes, at), load(lanes, at + LANES), load(lanes, at + 2 * LANES)
     stop = start + length // LANES * LANES
+    inside, ahead, after = look_ahead(x, length, following)
     for i in range(start, stop, LANES):
+        to = i + (ahead if i - start < inside else after)
+        prefetch(dy, to)
+        prefetch(x, to)
         gradient = cast(load(dy, i), lanes)
         deviation = cast(load(x, i), lanes) - mean
         s1 = s1 + gradient
