@@ -65,11 +65,10 @@ def _is_large(value):
 
 
 @inline
-def _is_wide(narrow, mean, rstd, factor):
+def _is_wide(itemsize, mean, rstd, factor):
     """Whether x - mean, or its product with a factor, may leave float32's range."""
-    if narrow.itemsize == 8:
-        return False  # nothing is wider
-    return abs(mean) > 4e37 or rstd < 1e-30 or _is_large(rstd) or _is_large(factor)
+    large = (abs(mean) > 4e37) | (rstd < 1e-30) | _is_large(rstd) | _is_large(factor)
+    return (itemsize == 4) & large  # nothing is wider than float64
 
 
 @inline
@@ -87,25 +86,30 @@ def _put_backward(coefficients, j, mean, rest, factor, slope, mean_dy):
     coefficients[SLOPE, j] = slope
 
 
+# These two take a channel's weight and bias as numbers and decide without branches: an array that
+# is passed to an inlined function with a branch costs an atomic count of references, and those
+# were half of the 31 us that the gradients of 1024 channels took.
+
+
 @inline
-def put_forward(narrow, exact, wide, j, mean, rest, rstd, weight, bias, ch):
-    """Coefficients of cell j, of channel ch: y = (x - (mean + rest)) * rstd * weight + bias."""
-    scale = rstd * (1.0 if weight is None else weight[ch])
-    shift = 0.0 if bias is None else bias[ch]
+def put_forward(narrow, exact, wide, j, mean, rest, rstd, weight, bias):
+    """Coefficients of cell j: y = (x - (mean + rest)) * rstd * weight + bias."""
+    scale, shift = rstd * weight, bias
     _put_forward(narrow, j, mean, rest, scale, shift)
     _put_forward(exact, j, mean, rest, scale, shift)
-    wide[j] = _is_wide(narrow, mean + rest, rstd, scale)
+    wide[j] = _is_wide(narrow.itemsize, mean + rest, rstd, scale)
 
 
 @inline
-def put_backward(narrow, exact, wide, j, mean, rest, rstd, weight, sum_dy, sum_dy_xmu, count, ch):
-    """Coefficients of cell j, of channel ch, from the sums of dy and of dy * (x - mean - rest)."""
-    factor = rstd * (1.0 if weight is None else weight[ch])
+def put_backward(narrow, exact, wide, j, mean, rest, rstd, weight, sum_dy, sum_dy_xmu, count):
+    """Coefficients of cell j, from the sums of dy and of dy * (x - mean - rest)."""
+    factor, itemsize = rstd * weight, narrow.itemsize
     slope = rstd * rstd * (sum_dy_xmu / count)
     mean_dy = sum_dy / count
     _put_backward(narrow, j, mean, rest, factor, slope, mean_dy)
     _put_backward(exact, j, mean, rest, factor, slope, mean_dy)
-    wide[j] = _is_wide(narrow, mean + rest, rstd, factor) or _is_wide(narrow, mean_dy, 1.0, slope)
+    through_mean = _is_wide(itemsize, mean + rest, rstd, factor)
+    wide[j] = through_mean | _is_wide(itemsize, mean_dy, 1.0, slope)
 
 
 @inline
@@ -148,7 +152,9 @@ def finish_forward(
         mean[j] = shift[j] + rest
         var[j] = squares(s1, s2, count) / count
         rstd[j] = inverse_deviation(var[j], eps)
-        put_forward(narrow, exact, wide, j, shift[j], rest, rstd[j], weight, bias, j % c)
+        w = 1.0 if weight is None else weight[j % c]
+        b = 0.0 if bias is None else bias[j % c]
+        put_forward(narrow, exact, wide, j, shift[j], rest, rstd[j], w, b)
 
 
 @block
@@ -164,5 +170,5 @@ def finish_backward(
             sum_dy_xmu -= rest * sum_dy
         dweight[j] = sum_dy_xmu * rstd[j]
         dbias[j] = sum_dy
-        a, b = sum_dy, sum_dy_xmu
-        put_backward(narrow, exact, wide, j, mean[j], rest, rstd[j], weight, a, b, count, j % c)
+        w, a, b = 1.0 if weight is None else weight[j % c], sum_dy, sum_dy_xmu
+        put_backward(narrow, exact, wide, j, mean[j], rest, rstd[j], w, a, b, count)

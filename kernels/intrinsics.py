@@ -242,9 +242,7 @@ def prefetch(typingctx: Any, x: Any, i: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte, width = ir.IntType(8), x.dtype.bitwidth // 8
         arguments = [byte.as_pointer(), _INT32, _INT32, _INT32]
-        function = _declared(
-            builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments)
-        )
+        function = _declared(builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments))
         read, level, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
         for k in range(0, LANES, LINE_BYTES // width):
             position = builder.add(args[1], ir.Constant(_INT64, k))

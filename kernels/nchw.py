@@ -295,7 +295,9 @@ def apply(y, x, mean, var, weight, bias, eps, n, c, s, threads):
     wide = np.empty(c)
     for ch in range(c):
         rstd = inverse_deviation(var[ch], eps)
-        put_forward(narrow, exact, wide, ch, np.float64(mean[ch]), 0.0, rstd, weight, bias, ch)
+        w = 1.0 if weight is None else weight[ch]
+        shift = 0.0 if bias is None else bias[ch]
+        put_forward(narrow, exact, wide, ch, np.float64(mean[ch]), 0.0, rstd, w, shift)
     for t in prange(threads):
         begin, end = slab(unit_count(n, s) * block_count(x, c, s), threads, t)
         apply_share(y, x, narrow, exact, wide, begin, end, n, c, s)
@@ -352,8 +354,8 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, n, c, 
     narrow, exact = np.empty((BACKWARD_ROWS, c), x.dtype), np.empty((BACKWARD_ROWS, c))
     wide = np.empty(c)
     for ch in range(c):
-        a, b = sum_dy[ch], sum_dy_xmu[ch]
-        put_backward(narrow, exact, wide, ch, mean[ch], 0.0, rstd[ch], weight, a, b, count, ch)
+        w, a, b = 1.0 if weight is None else weight[ch], sum_dy[ch], sum_dy_xmu[ch]
+        put_backward(narrow, exact, wide, ch, mean[ch], 0.0, rstd[ch], w, a, b, count)
     for t in prange(threads):
         begin, end = slab(unit_count(n, s) * block_count(x, c, s), threads, t)
         apply_grads_share(dx, dy, x, narrow, exact, wide, True, begin, end, n, c, s)

@@ -17,23 +17,13 @@ environment variable NORMCORE_STREAM_BYTES, read at import, moves the border."""
 UNIT_ELEMENTS = 8192
 """nchw: a unit is this many elements in whole runs, or a piece of a run twice as long as this."""
 
-UNIT_ROWS = 512
-"""nc in Numba: a unit is this many rows."""
-
 UNIT_BLOCK = 65536
-"""nc in Cython: a unit is rows of this many elements, at least 8 rows. Its sums are then a
+"""nc: a unit is rows of this many elements, at least 8 rows. Its sums are then a
 sixteenth of what the unit reads at 256 columns."""
 
 RUN_BYTES = 4096
 """nchw: channels are taken together until n runs of at least this many bytes lie contiguous;
 shorter runs are too short for the hardware's prefetching."""
-
-STRIP_COLUMNS = 128
-"""nc in Numba: columns of a strip that one thread sums and then normalizes."""
-
-STRIP_BYTES = 2**20
-"""nc in Numba: a strip must not be larger, so that it is still in a core's L2 cache when it is
-normalized (half of the 2 MB of the machine that the figures come from)."""
 
 NOGIL_SIZE = 8192
 """Below this many elements the Cython kernels keep the GIL: letting it go and taking it back costs
