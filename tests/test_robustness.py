@@ -254,7 +254,7 @@ def test_kernels_release_the_gil():
             ticks.append(time.perf_counter())
             time.sleep(1e-4)
 
-    clock = threading.Thread(target=tick)
+    clock = threading.Thread(target=tick, daemon=True)
     most = 0
     with nc.use_backend("cython"), nc.num_threads(1):
         clock.start()
