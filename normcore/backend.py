@@ -124,11 +124,6 @@ def threads(size: int) -> int:
     return _local_threads.get() or _process.threads
 
 
-def is_forked() -> bool:
-    """Is this process a forked child, which must stay serial?"""
-    return _process.forked
-
-
 def set_backend(name: str) -> None:
     """Choose the backend of the whole process.
 

@@ -16,7 +16,6 @@ import pytest
 from conftest import runnable
 
 import normcore as nc
-from normcore import backend as choice
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 LARGE = np.random.default_rng(0).standard_normal((8, 16, 32, 32)).astype(np.float32)
@@ -271,7 +270,3 @@ def test_kernels_release_the_gil():
     clock.join()
     # A call that kept the lock would let in one tick, as it returns.
     assert most > 3
-
-
-def test_children_are_told_apart_from_their_parents():
-    assert not choice.is_forked()
