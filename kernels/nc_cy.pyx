@@ -53,6 +53,8 @@ cdef extern from "columns.h" nogil:
     const Columns columns_f32, columns_f64
 
 cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
+cdef Py_ssize_t UNIT_BLOCK_LEAST = _schedule.UNIT_BLOCK_LEAST
+cdef Py_ssize_t UNITS = _schedule.UNITS
 # Rows are folded until they hold FOLD columns and, where that takes no more than FOLD_MOST, are
 # whole cache lines.
 cdef Py_ssize_t FOLD = 64
@@ -89,12 +91,14 @@ cdef struct Plan:
 cdef void make_plan(
     Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
 ) noexcept nogil:
+    cdef Py_ssize_t block
     plan.columns = &columns_f32 if job.itemsize == 4 else &columns_f64
     plan.b, plan.m, plan.c = b, m, c
     plan.fold = max(1, min(m, fold_of(c, 64 // job.itemsize)))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    plan.unit = max(8, UNIT_BLOCK // plan.wide // 8 * 8)
+    block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
+    plan.unit = max(8, block // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
     plan.pieces = (c + PIECE - 1) // PIECE
     plan.again = plan.any_wide = False
