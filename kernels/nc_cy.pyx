@@ -1,14 +1,13 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Family nc in Cython: b times m rows of c contiguous channels.
 
-`kernels/table.py` says what the arguments are, `normcore/reference.py` what is computed. Here
-stand the schedules; the arithmetic on a block of rows is in columns.h.
+`table.py` says what the arguments are, `normcore/reference.py` what is computed. Here stand the
+schedules; the arithmetic on a block of rows is in columns.h.
 
-Rows of few channels are read `fold` at a time as one wide row, so that every vector is full; a
-channel's columns are added up at the end. A pass has three sweeps: sums, over units of rows;
-statistics and coefficients, over pieces of columns, from the units' sums in order; elementwise,
-over units of rows again. A thread's share of the units is the same in both sweeps, and the second
-runs backwards, because the end of its share is what the first left in the cache.
+Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
+pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of
+columns, from the units' sums in order; elementwise, over units of rows again, backwards, because
+the end of a thread's share is what the sums left in its cache.
 
 Strips of columns that fit a core's cache, to read x from memory once, were tried: rows 4 KB apart
 fall into few cache sets and touch a page each, and (1024, 1024) took 540 us against 400 then, and 290 now.
@@ -91,13 +90,12 @@ cdef struct Plan:
 cdef void make_plan(
     Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
 ) noexcept nogil:
-    cdef Py_ssize_t block
+    cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
     plan.columns = &columns_f32 if job.itemsize == 4 else &columns_f64
     plan.b, plan.m, plan.c = b, m, c
     plan.fold = max(1, min(m, fold_of(c, 64 // job.itemsize)))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
     plan.unit = max(8, block // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
     plan.pieces = (c + PIECE - 1) // PIECE
@@ -124,8 +122,7 @@ cdef struct Part:
 cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
     # The whole folded rows of a unit or, with `rest`, the rows that folding leaves over.
     cdef Part part
-    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units
-    cdef Py_ssize_t row = unit * plan.unit
+    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units, row = unit * plan.unit
     part.block.cols = plan.wide
     part.block.rows = max(0, min(plan.unit, plan.rows - row))
     if rest:
@@ -276,8 +273,7 @@ cdef void one_share(
 cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces
     # A piece is soon done: not worth a thread's wake-up until there are several.
-    cdef int settlers = threads if pieces >= 4 else 1
-    cdef int sweep
+    cdef int sweep, settlers = threads if pieces >= 4 else 1
     if reduce:
         for sweep in range(2):
             share(piece_shifts, job, plan, pieces, settlers, False)
@@ -298,16 +294,15 @@ cdef int launch(
 ) except -1:
     cdef Plan plan
     cdef PyThreadState *state
-    cdef Py_ssize_t columns, totals, packed
+    cdef Py_ssize_t totals, packed
     check_threads(threads)
     if job.size == 0:
         return 0
     make_plan(&plan, job, b, m, c)
-    columns = b * plan.wide
     totals = b * plan.units * job.width * plan.wide if reduce else 0
     packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
-    plan.shift = scratch(columns + totals + packed + b * plan.pieces)
-    plan.totals = plan.shift + columns
+    plan.shift = scratch(b * plan.wide + totals + packed + b * plan.pieces)
+    plan.totals = plan.shift + b * plan.wide
     plan.packed = <char *>(plan.totals + totals)
     plan.flags = plan.totals + totals + packed
     state = release(job)
