@@ -250,7 +250,6 @@ cdef void share(
     step_t step, Job *job, Plan *plan, Py_ssize_t items, int threads, bint backwards
 ) noexcept nogil:
     # Every thread takes one contiguous share of the items, the same one in every sweep.
-    cdef Py_ssize_t item
     cdef int t
     if threads == 1:
         one_share(step, job, plan, 0, items, backwards)
