@@ -35,7 +35,7 @@ def modules(name: str) -> dict[str, ModuleType]:
     if name not in available():
         raise ImportError(
             f"instruction set {name!r} (NORMCORE_ISA) is not one of those that this build has and "
-            f"this CPU executes: {', '.join(available())}"
+            f"this CPU executes: {', '.join(available()) or 'none'}"
         )
     suffix = _suffix(name)
     return {
@@ -45,6 +45,6 @@ def modules(name: str) -> dict[str, ModuleType]:
     }
 
 
-isa = os.environ.get("NORMCORE_ISA") or available()[0]
+isa = os.environ.get("NORMCORE_ISA") or next(iter(available()), "baseline")
 nchw = modules(isa)["nchw"]
 nc = modules(isa)["nc"]

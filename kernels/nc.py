@@ -43,7 +43,7 @@ from .columns import (
 from .intrinsics import LANES, memory
 from .jit import block, inline, kernel, slab
 from .runs import is_streamed
-from .schedule import UNIT_BLOCK
+from .schedule import UNIT_BLOCK, UNIT_BLOCK_LEAST, UNITS
 
 FOLD = 64
 """Rows are folded until they hold this many columns."""
@@ -72,25 +72,24 @@ def fold_of(m, c):
 
 
 @inline
-def unit_rows(wide):
+def unit_rows(m, c):
     """Folded rows of a unit."""
-    return max(8, UNIT_BLOCK // wide // 8 * 8)
+    elements = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
+    return max(8, elements // (fold_of(m, c) * c) // 8 * 8)
 
 
 @inline
 def unit_count(m, c):
     """Units of one b."""
-    fold = fold_of(m, c)
-    return -(-m // (fold * unit_rows(fold * c)))
+    return -(-m // (fold_of(m, c) * unit_rows(m, c)))
 
 
 @inline
 def unit_bounds(u, m, c):
     """(first folded row, folded rows, columns of a shorter row behind them) of unit u."""
-    fold = fold_of(m, c)
-    row, rows = u * unit_rows(fold * c), m // fold
-    rest = m % fold * c if u == unit_count(m, c) - 1 else 0
-    return row, max(0, min(unit_rows(fold * c), rows - row)), rest
+    fold, rows = fold_of(m, c), unit_rows(m, c)
+    row, rest = u * rows, m % fold * c if u == unit_count(m, c) - 1 else 0
+    return row, max(0, min(rows, m // fold - row)), rest
 
 
 @inline

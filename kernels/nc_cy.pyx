@@ -1,17 +1,16 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Family nc in Cython: b times m rows of c contiguous channels.
 
-`kernels/table.py` says what the arguments are, `normcore/reference.py` what is computed. Here
-stand the schedules; the arithmetic on a block of rows is in columns.h.
+`table.py` says what the arguments are, `normcore/reference.py` what is computed. Here stand the
+schedules; the arithmetic on a block of rows is in columns.h.
 
-Rows of few channels are read `fold` at a time as one wide row, so that every vector is full; a
-channel's columns are added up at the end. A pass has three sweeps: sums, over units of rows;
-statistics and coefficients, over pieces of columns, from the units' sums in order; elementwise,
-over units of rows again. A thread's share of the units is the same in both sweeps, and the second
-runs backwards, because the end of its share is what the first left in the cache.
+Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
+pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of
+columns, from the units' sums in order; elementwise, over units of rows again, backwards, because
+the end of a thread's share is what the sums left in its cache.
 
 Strips of columns that fit a core's cache, to read x from memory once, were tried: rows 4 KB apart
-fall into few cache sets and touch a page each, and (1024, 1024) took 540 us against 400.
+fall into few cache sets and touch a page each, and (1024, 1024) took 540 us against 400 then, and 290 now.
 """
 
 from cython.parallel cimport prange
@@ -38,19 +37,23 @@ cdef extern from "columns.h" nogil:
         ) noexcept nogil
         void (*grad_sums)(
             double *sum, double *product, double *rest, const void *dy, const void *x,
-            const Block *block, const double *mean) noexcept nogil
+            const Block *block, const double *mean
+        ) noexcept nogil
         void (*pack)(
-            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channel,
-            int gradient) noexcept nogil
+            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channel, int gradient
+        ) noexcept nogil
         void (*apply)(
             void *y, const void *x, const Block *block, const Coefficients *columns, int stream
         ) noexcept nogil
         void (*apply_grads)(
             void *dx, const void *dy, const void *x, const Block *block,
-            const Coefficients *columns, int stream) noexcept nogil
+            const Coefficients *columns, int stream
+        ) noexcept nogil
     const Columns columns_f32, columns_f64
 
 cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
+cdef Py_ssize_t UNIT_BLOCK_LEAST = _schedule.UNIT_BLOCK_LEAST
+cdef Py_ssize_t UNITS = _schedule.UNITS
 # Rows are folded until they hold FOLD columns and, where that takes no more than FOLD_MOST, are
 # whole cache lines.
 cdef Py_ssize_t FOLD = 64
@@ -87,22 +90,20 @@ cdef struct Plan:
 cdef void make_plan(
     Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
 ) noexcept nogil:
+    cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
     plan.columns = &columns_f32 if job.itemsize == 4 else &columns_f64
-    plan.b = b
-    plan.m = m
-    plan.c = c
-    plan.fold = fold_of(c, 64 // job.itemsize)
-    plan.fold = max(1, min(m, plan.fold))
+    plan.b, plan.m, plan.c = b, m, c
+    plan.fold = max(1, min(m, fold_of(c, 64 // job.itemsize)))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    plan.unit = max(8, UNIT_BLOCK // plan.wide // 8 * 8)
+    plan.unit = max(8, block // plan.wide // 8 * 8)
     plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
     plan.pieces = (c + PIECE - 1) // PIECE
-    plan.again = False
-    plan.any_wide = False
+    plan.again = plan.any_wide = False
 
 
 cdef Py_ssize_t fold_of(Py_ssize_t c, Py_ssize_t line) noexcept nogil:
+    # Rows to read as one, of `line` elements in a cache line.
     cdef Py_ssize_t lines = 1, fold
     while lines * c % line != 0:
         lines *= 2
@@ -121,8 +122,7 @@ cdef struct Part:
 cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
     # The whole folded rows of a unit or, with `rest`, the rows that folding leaves over.
     cdef Part part
-    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units
-    cdef Py_ssize_t row = unit * plan.unit
+    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units, row = unit * plan.unit
     part.block.cols = plan.wide
     part.block.rows = max(0, min(plan.unit, plan.rows - row))
     if rest:
@@ -160,8 +160,7 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
     cdef int rest
     columns.pitch = plan.b * (plan.wide + WRAP)
     columns.period = plan.c
-    columns.packed = (
-        plan.packed + item // plan.units * (plan.wide + WRAP) * job.itemsize)
+    columns.packed = plan.packed + item // plan.units * (plan.wide + WRAP) * job.itemsize
     for rest in range(2):
         part = part_of(plan, item, rest)
         at = part.at * job.itemsize
@@ -219,10 +218,9 @@ cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
 
 cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The statistics of a piece of channels, and their coefficients as the vector loops want them.
-    cdef Py_ssize_t b = item // plan.pieces, j, k
+    cdef Py_ssize_t b = item // plan.pieces, j, k, pitch = plan.b * (plan.wide + WRAP)
     cdef Py_ssize_t first = item % plan.pieces * PIECE, last = min(plan.c, first + PIECE)
     cdef Channel *channels = job.channels + b * plan.c
-    cdef Py_ssize_t pitch = plan.b * (plan.wide + WRAP)
     plan.flags[item] = PLAIN
     for j in range(first, last):
         job.settle(job, b * plan.c + j)
@@ -252,7 +250,6 @@ cdef void share(
     step_t step, Job *job, Plan *plan, Py_ssize_t items, int threads, bint backwards
 ) noexcept nogil:
     # Every thread takes one contiguous share of the items, the same one in every sweep.
-    cdef Py_ssize_t item
     cdef int t
     if threads == 1:
         one_share(step, job, plan, 0, items, backwards)
@@ -265,7 +262,7 @@ cdef void share(
 cdef void one_share(
     step_t step, Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint backwards
 ) noexcept nogil:
-    cdef Py_ssize_t item
+    cdef Py_ssize_t item  # last to first where backwards
     for item in range(first, last):
         step(job, plan, first + last - 1 - item if backwards else item)
     if job.stream and backwards:
@@ -275,8 +272,7 @@ cdef void one_share(
 cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces
     # A piece is soon done: not worth a thread's wake-up until there are several.
-    cdef int settlers = threads if pieces >= 4 else 1
-    cdef int sweep
+    cdef int sweep, settlers = threads if pieces >= 4 else 1
     if reduce:
         for sweep in range(2):
             share(piece_shifts, job, plan, pieces, settlers, False)
@@ -297,16 +293,15 @@ cdef int launch(
 ) except -1:
     cdef Plan plan
     cdef PyThreadState *state
-    cdef Py_ssize_t columns, totals, packed
+    cdef Py_ssize_t totals, packed
     check_threads(threads)
     if job.size == 0:
         return 0
     make_plan(&plan, job, b, m, c)
-    columns = b * plan.wide
     totals = b * plan.units * job.width * plan.wide if reduce else 0
     packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
-    plan.shift = scratch(columns + totals + packed + b * plan.pieces)
-    plan.totals = plan.shift + columns
+    plan.shift = scratch(b * plan.wide + totals + packed + b * plan.pieces)
+    plan.totals = plan.shift + b * plan.wide
     plan.packed = <char *>(plan.totals + totals)
     plan.flags = plan.totals + totals + packed
     state = release(job)

@@ -17,9 +17,10 @@ environment variable NORMCORE_STREAM_BYTES, read at import, moves the border."""
 UNIT_ELEMENTS = 8192
 """nchw: a unit is this many elements in whole runs, or a piece of a run twice as long as this."""
 
-UNIT_BLOCK = 65536
-"""nc: a unit is rows of this many elements, at least 8 rows. Its sums are then a
-sixteenth of what the unit reads at 256 columns."""
+UNITS, UNIT_BLOCK_LEAST, UNIT_BLOCK = 16, 4096, 65536
+"""nc: a unit is rows that hold a sixteenth of the elements, but no fewer and no more than
+this many elements, and at least 8 rows. With fixed units of 65536, two threads gained nothing below
+131072 elements; the sums of a unit are a sixteenth of what it reads at 256 columns."""
 
 RUN_BYTES = 4096
 """nchw: channels are taken together until n runs of at least this many bytes lie contiguous;

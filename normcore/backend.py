@@ -34,11 +34,9 @@ if TYPE_CHECKING:
 NAMES = ("auto", "cython", "numba", "numpy")
 
 # Below this many elements a call runs on one thread. Cython, float32, AVX-512, 1 / 2 threads, us:
-# 16384 elements apply 3.6 / 5.0, forward 6.1 / 9.1, backward 7.6 / 11.0; 65536 elements apply
-# 9.3 / 10.9, forward 17.7 / 20.5, backward 23.8 / 26.4; 131072 elements apply 20.9 / 13.0, forward
-# 35.4 / 34.0, backward 51.4 / 44.2. (Two cores that other work kept busy: idle ones may cross
-# earlier.)
-SERIAL_BELOW = 65536
+# 16384 elements forward 3.8 / 4.0 (nchw), 5.6 / 6.7 (nc); 32768 forward 7.1 / 5.8, 10.1 / 9.7 and
+# backward 8.6 / 6.9, 14.1 / 12.5; 65536 forward 14.4 / 9.7, 18.7 / 14.8.
+SERIAL_BELOW = 32768
 
 
 class Backend(NamedTuple):
@@ -122,11 +120,6 @@ def threads(size: int) -> int:
     if size < SERIAL_BELOW or _process.forked:
         return 1
     return _local_threads.get() or _process.threads
-
-
-def is_forked() -> bool:
-    """Is this process a forked child, which must stay serial?"""
-    return _process.forked
 
 
 def set_backend(name: str) -> None:

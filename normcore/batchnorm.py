@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,7 +135,7 @@ class BatchNorm(Layer):
     def _forward_by_batch(self, x: Array, out: Array | None) -> Array:
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
         momentum = 0.0 if self.momentum is None else self.momentum
-        with self._lock:
+        with self._lock if self.training else nullcontext():
             if self.training and self.num_batches_tracked is not None:
                 running = (self.running_mean, self.running_var, self.num_batches_tracked)
                 if self.momentum is None:

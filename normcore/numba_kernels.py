@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 from numba import threading_layer  # type: ignore[attr-defined]
 
-from . import backend
 from .kernels import nc, nchw, running, table
 
 Array = np.ndarray[Any, Any]
@@ -88,7 +87,7 @@ class _Kernel:
             arguments[i][...] = given[i]
 
     def _run(self, given: list[Any]) -> None:
-        if given[-1] == 1 or backend.is_forked():
+        if given[-1] == 1:  # in a forked child always
             self.serial(*given)
         elif _layer_is_safe():
             self.parallel(*given)

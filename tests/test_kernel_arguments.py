@@ -165,9 +165,10 @@ def test_sizes_that_do_not_fit_the_arrays_are_refused(
     backend: Backend, family: str, name: str
 ) -> None:
     case = Case(family, (3, 5, 7))
-    # Two negative sizes have a positive product; the product of the last leaves 64 bits.
+    # Two negative sizes have a positive product; the last two products leave 64 bits, and the
+    # very last is 105 again when it does.
     for sizes in ((3, 5, 8), (-3, -5, 7), (-3, 5, -7), (3, -5, -7), (5, 3, 7), (3, 7, 5),
-                  (105, 2**32 + 1, 2**32)):  # fmt: skip
+                  (105, 2**32 + 1, 2**32), (13, 5, 8513881880173639209)):  # fmt: skip
         values = _inputs(case, name)
         names = ("n", "c", "s") if family == "nchw" else ("b", "m", "c")
         values.update(zip(names, sizes, strict=True))
@@ -175,6 +176,8 @@ def test_sizes_that_do_not_fit_the_arrays_are_refused(
         if fits and name in ("reduce_grads", "apply_grads", "apply", "moments"):
             # Same elements in another shape: only the statistics can tell.
             probe = Case(family, sizes)
+            if probe.cells == case.cells and name == "moments":
+                continue
             if (probe.groups, probe.cells) == (case.groups, case.cells):
                 continue
         assert _refused(backend, case, name, values), sizes

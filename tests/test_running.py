@@ -17,7 +17,7 @@ def _values(dtype: str, channels: int = 37, **given: Any) -> dict[str, Any]:
     return {
         "running_mean": random.uniform(-3, 3, channels).astype(dtype),
         "running_var": random.uniform(0.5, 2, channels).astype(dtype),
-        "num_batches_tracked": np.array(6, np.int64),
+        "num_batches_tracked": np.array([6]),
         "mean": random.uniform(-3, 3, channels),
         "var": random.uniform(0.5, 2, channels),
         "momentum": 0.1,
