@@ -76,19 +76,15 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define AHEAD (8192 / (ptrdiff_t)sizeof(REAL))
 
-/* As first_shift of rows.h, for columns first to last, from the first rows. */
+/* As first_shift of rows.h, for columns first to last of the block. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
-                                ptrdiff_t first_column, ptrdiff_t last_column) {
+                                ptrdiff_t first, ptrdiff_t last) {
     const REAL *x = from;
-    const ptrdiff_t near = block->rows < 8 ? block->rows : 8;
-    for (ptrdiff_t j = first_column; j < last_column; j++) {
-        const double first = x[j];
-        double total = 0.0;
-        for (ptrdiff_t r = 1; r < near; r++)
-            total += x[r * block->cols + j] - first;
-        const double found = first + total / near;
-        shift[j] = isfinite(found) ? found : 0.0;
-    }
+    const ptrdiff_t taken = few(block->rows), c = block->cols;
+    const REAL *middle = x + (block->rows - taken) / 2 * c, *end = x + (block->rows - taken) * c;
+    for (ptrdiff_t j = first; j < last; j++)
+        shift[j] = median3(NAME(short_mean)(x + j, c, taken), NAME(short_mean)(middle + j, c, taken),
+                           NAME(short_mean)(end + j, c, taken));
 }
 
 /* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors of doubles. */

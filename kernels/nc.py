@@ -171,7 +171,7 @@ def settle_forward(
     """Statistics and coefficients of cells, or a better shift for them."""
     total_share(sums, totals, partial, begin, end, m, c)
     if not again:
-        move_bad_shifts(shift, bad, sums, begin, end, m)
+        move_bad_shifts(shift, bad, sums, begin, end, m, narrow.itemsize)
     finish_forward(
         mean, var, rstd, narrow, exact, wide, sums, shift, weight, bias, eps, begin, end, m, c
     )
@@ -269,7 +269,7 @@ def moments(mean, m2, x, b, m, c, threads):
             begin, end = slab(units, threads, t)
             sum_share(partial, None, x, shifts, FORWARD_SUMS, begin, end, m, c)
         total_share(sums, totals, partial, 0, cells, m, c)
-        if again or not move_bad_shifts(shift[0], bad, sums, 0, cells, m):
+        if again or not move_bad_shifts(shift[0], bad, sums, 0, cells, m, x.itemsize):
             break
     for j in range(cells):
         s1, s2 = sums[0, 0, j], sums[0, 1, j]

@@ -231,7 +231,7 @@ def forward_blocks(
         set_shifts(shift, x, begin, end, s)
         for u in range(units):
             sum_unit(parts, work, None, of, shifts, FORWARD_SUMS, u, begin, end, n, c, s)
-        if move_bad_shifts(shift, bad, partial, begin, end, count):
+        if move_bad_shifts(shift, bad, partial, begin, end, count, x.itemsize):
             sum_moved(partial, lanes, x, shift, bad, 0, units, begin, end, n, c, s)
         finish_forward(
             mean, var, rstd, narrow, exact, wide, partial, shift, weight, bias, eps, begin, end,
@@ -278,7 +278,7 @@ def moments(mean, m2, x, n, c, s, threads):
     for t in prange(threads):
         begin, end = slab(units * blocks, threads, t)
         sum_share(partial, lanes[t], None, x, shift, begin, end, 1, cells, s)
-    if move_bad_shifts(shift, bad, partial, 0, cells, s):
+    if move_bad_shifts(shift, bad, partial, 0, cells, s, x.itemsize):
         for t in prange(threads):
             begin, end = slab(cells, threads, t)
             sum_moved(partial, lanes[t], x, shift, bad, 0, units, begin, end, 1, cells, s)
@@ -323,7 +323,7 @@ def forward(y, mean, var, rstd, x, weight, bias, eps, n, c, s, threads):
         for t in prange(threads):
             begin, end = slab(units * blocks, threads, t)
             sum_share(partial, lanes[t], None, x, shift, begin, end, n, c, s)
-        if move_bad_shifts(shift, bad, partial, 0, c, n * s):
+        if move_bad_shifts(shift, bad, partial, 0, c, n * s, x.itemsize):
             for t in prange(threads):
                 begin, end = slab(units, threads, t)
                 sum_moved(partial, lanes[t], x, shift, bad, begin, end, 0, c, n, c, s)

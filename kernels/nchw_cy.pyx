@@ -20,7 +20,8 @@ include "passes.pxi"
 cdef extern from "rows.h" nogil:
     ctypedef struct Rows:
         Py_ssize_t itemsize
-        double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
+        double (*first_shift)(
+            const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
         void (*sums)(
             double *lanes, const void *x, Py_ssize_t len, double shift, Py_ssize_t next
         ) noexcept nogil
@@ -158,7 +159,8 @@ cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) 
     cdef Py_ssize_t i
     if job.dy == NULL:
         for i in range(first, last):
-            job.shift[i] = plan.rows.first_shift(job.x + i * plan.s * job.itemsize, plan.s)
+            job.shift[i] = plan.rows.first_shift(
+                job.x + i * plan.s * job.itemsize, plan.n, plan.s, plan.c * plan.s)
 
 
 cdef bint bad_shifts(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

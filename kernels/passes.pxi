@@ -65,11 +65,13 @@ cdef struct Job:
 
 
 cdef bint shift_was_bad(Job *job, Py_ssize_t i) noexcept nogil:
-    # (mean - shift)^2 > 8 var: sum of squares minus squared sum would lose more than 3 bits. The
-    # shift is then moved to the mean, and the channel wants another sweep.
+    # (mean - shift)^2 > lost * var: the sum of squares minus the squared sum loses that factor. The
+    # shift is then moved to the mean, and the channel wants another sweep. 3 bits of a float64 may
+    # be lost for float64 data, 10 for float32 data.
     cdef double total = job.sums[i]
     cdef double excess = total * total / job.count
-    if excess > 0.0 and excess > 8.0 * (job.sums[job.statistics + i] - excess):
+    cdef double lost = 1024.0 if job.itemsize == 4 else 8.0
+    if excess > 0.0 and excess > lost * (job.sums[job.statistics + i] - excess):
         job.shift[i] += total / job.count
         return True
     return False

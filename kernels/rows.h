@@ -11,7 +11,7 @@
 
 typedef struct {
     ptrdiff_t itemsize;
-    double (*first_shift)(const void *x, ptrdiff_t len);
+    double (*first_shift)(const void *x, ptrdiff_t n, ptrdiff_t len, ptrdiff_t stride);
     void (*sums)(double *lanes, const void *x, ptrdiff_t len, double shift, ptrdiff_t next);
     void (*grad_sums)(double *lanes, const void *dy, const void *x, ptrdiff_t len, double mean,
                       ptrdiff_t next);
@@ -40,17 +40,12 @@ typedef struct {
 #define VEC NAME(vec)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 
-/* A value near the mean: x[0] plus the mean distance of the first elements from it, so that equal
-   elements give exactly that element. */
-KERNEL double NAME(first_shift)(const void *from, ptrdiff_t len) {
+/* The shift of a channel of n runs of len elements, `stride` elements apart. */
+KERNEL double NAME(first_shift)(const void *from, ptrdiff_t n, ptrdiff_t len, ptrdiff_t stride) {
     const REAL *x = from;
-    const double first = x[0];
-    const ptrdiff_t near = len < 8 ? len : 8;
-    double total = 0.0;
-    for (ptrdiff_t i = 0; i < near; i++)
-        total += x[i] - first;
-    const double shift = first + total / near;
-    return isfinite(shift) ? shift : 0.0;
+    const ptrdiff_t taken = few(len), middle = n / 2 * stride + (len - taken) / 2;
+    return median3(NAME(short_mean)(x, 1, taken), NAME(short_mean)(x + middle, 1, taken),
+                   NAME(short_mean)(x + (n - 1) * stride + len - taken, 1, taken));
 }
 
 /* Elements to look ahead from element i: in this run, then in the one that is read after it,

@@ -106,6 +106,31 @@ INLINE double lane_sum(const double *lanes) {
     return total;
 }
 
+/* A shift near the mean of a channel: the median of three short means, taken at its beginning, in
+   its middle and at its end. Equal elements give exactly that element (the means are over 1, 2 or
+   4 of them, added in pairs), and neither an odd beginning nor one outlier moves it far. */
+INLINE double median3(double a, double b, double c) {
+    const double low = a < b ? a : b, high = a < b ? b : a;
+    const double middle = high < c ? high : c;
+    const double median = low > middle ? low : middle;
+    return isfinite(median) ? median : 0.0;
+}
+
+/* Of 1, 2 or 4 elements, `stride` apart. */
+#define SHORT_MEAN(NAME, REAL)                                                                 \
+    INLINE double NAME(const REAL *x, ptrdiff_t stride, ptrdiff_t len) {                       \
+        if (len == 1)                                                                          \
+            return x[0];                                                                       \
+        const double pair = (double)x[0] + x[stride];                                          \
+        return len == 2 ? pair / 2                                                             \
+                        : (pair + ((double)x[2 * stride] + x[3 * stride])) / 4;                \
+    }
+SHORT_MEAN(short_mean_f32, float)
+SHORT_MEAN(short_mean_f64, double)
+
+/* The largest of 1, 2, 4 that is not above len. */
+INLINE ptrdiff_t few(ptrdiff_t len) { return len < 2 ? 1 : len < 4 ? 2 : 4; }
+
 /* The coefficients of one channel. The mean comes in two parts, so that x - hi is exact when the
    mean is large against the deviations:
 
