@@ -197,7 +197,11 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
     p[HI * pitch] = (REAL)channel->hi;
     p[LO * pitch] = (REAL)channel->lo;
     p[SCALE * pitch] = (REAL)channel->scale;
-    p[BIAS * pitch] = (REAL)(gradient ? channel->slope : channel->bias);
+    if (!gradient) {
+        p[BIAS * pitch] = (REAL)channel->bias;
+        return;
+    }
+    p[SLOPE * pitch] = (REAL)channel->slope;
     p[MEAN_DY_HI * pitch] = (REAL)channel->mean_dy_hi;
     p[MEAN_DY_LO * pitch] = (REAL)channel->mean_dy_lo;
 }

@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Family nc in Cython: b times m rows of c contiguous channels.
 
-`table.py` says what the arguments are, `normcore/reference.py` what is computed. Here stand the
-schedules; the arithmetic on a block of rows is in columns.h.
+`table.py` says what the arguments are, `normcore/reference.py` what is computed, columns.h holds
+the arithmetic on a block of rows; here stand the schedules.
 
 Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
 pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of
@@ -61,12 +61,10 @@ cdef Py_ssize_t FOLD_MOST = 1024
 # Columns whose totals one thread settles at a time.
 cdef Py_ssize_t PIECE = 64
 
-
-# What a piece of columns holds.
-cdef enum:
-    PLAIN = 0
-    WIDE = 1
-    BAD_SHIFT = 2
+cdef enum:  # what a piece of columns holds
+    PLAIN
+    WIDE
+    BAD_SHIFT
 
 
 cdef struct Plan:
@@ -249,7 +247,7 @@ ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
 cdef void share(
     step_t step, Job *job, Plan *plan, Py_ssize_t items, int threads, bint backwards
 ) noexcept nogil:
-    # Every thread takes one contiguous share of the items, the same one in every sweep.
+    # A thread's share of the items is the same in every sweep.
     cdef int t
     if threads == 1:
         one_share(step, job, plan, 0, items, backwards)
@@ -262,7 +260,7 @@ cdef void share(
 cdef void one_share(
     step_t step, Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint backwards
 ) noexcept nogil:
-    cdef Py_ssize_t item  # last to first where backwards
+    cdef Py_ssize_t item
     for item in range(first, last):
         step(job, plan, first + last - 1 - item if backwards else item)
     if job.stream and backwards:
@@ -299,10 +297,12 @@ cdef int launch(
         return 0
     make_plan(&plan, job, b, m, c)
     totals = b * plan.units * job.width * plan.wide if reduce else 0
-    packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 1
+    packed = b * (plan.wide + WRAP) * COEFFICIENTS * job.itemsize // <Py_ssize_t>sizeof(double) + 17
     plan.shift = scratch(b * plan.wide + totals + packed + b * plan.pieces)
     plan.totals = plan.shift + b * plan.wide
+    # As far from a cache line as the output: where one is aligned, so is the other.
     plan.packed = <char *>(plan.totals + totals)
+    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
     plan.flags = plan.totals + totals + packed
     state = release(job)
     run(job, &plan, reduce, threads)

@@ -197,10 +197,19 @@ def destination(out: Array | None, x: Array, view: View, *reads: Array | None) -
         return empty(x.shape, x.dtype, view)
     if type(out) is not ndarray or out.dtype is not x.dtype or out.shape != x.shape:
         _check_out(out, x)
-    # Arrays that own their memory are apart: five times faster than to ask NumPy.
-    owns = out.base is None
+    # Arrays that own their memory are apart, and so are views of them: to compare the owners is
+    # five times faster than to ask NumPy.
+    base = out.base
+    mine = out if base is None else base
+    unsure = type(mine) is not ndarray or mine.base is not None
     for read in reads:
-        if read is not None and read is not out and not (owns and read.base is None):
+        if read is None or read is out:
+            continue
+        base = read.base
+        if base is None:
+            if unsure or read is mine:
+                _check_apart(out, read)
+        elif unsure or base is mine or type(base) is not ndarray or base.base is not None:
             _check_apart(out, read)
     flags = out.flags
     if view.order is None and flags.carray:

@@ -76,9 +76,9 @@ def batch(x: Array, axis: int) -> tuple[Array, View]:
     """
     flags = x.flags
     native = x.dtype.isnative
-    if flags.carray and native:
+    if native and flags.carray:
         return x, contiguous(x.shape, axis)
-    if flags.aligned and native:
+    if native and flags.aligned:
         if flags.c_contiguous:  # and read-only
             return x, contiguous(x.shape, axis)
         order = tuple(sorted(range(x.ndim), key=lambda i: -x.strides[i]))
