@@ -15,15 +15,19 @@ from zlib import crc32
 
 import numba
 
+from .schedule import STREAM_BYTES
+
 # numpy's error model: a division by zero gives inf or nan instead of raising.
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 
 def _fingerprint() -> str:
     # Numba's cache notices a change of the file that a kernel stands in, but not of the files
-    # whose functions it calls: without this an upgrade could run stale machine code.
+    # whose functions it calls, nor of a constant that the environment sets: without this an
+    # upgrade could run stale machine code.
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    return f"{crc32(b''.join(source.read_bytes() for source in sources)):08x}"
+    parts = [*(source.read_bytes() for source in sources), str(STREAM_BYTES).encode()]
+    return f"{crc32(b''.join(parts)):08x}"
 
 
 _FINGERPRINT = _fingerprint()
