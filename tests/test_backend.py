@@ -3,7 +3,6 @@
 import ast
 import contextvars
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -180,27 +179,6 @@ def test_show_config(capsys):
 
 def test_the_version_is_that_of_the_package():
     assert nc.__version__ == importlib.metadata.version("normcore")
-
-
-def test_import_is_cheap_and_quiet():
-    code = """
-import json, sys, threading, time
-import numpy, contextvars, contextlib, threading, inspect
-start = time.perf_counter()
-import normcore
-cost = time.perf_counter() - start
-try:
-    tasks = len(__import__("os").listdir("/proc/self/task"))
-except FileNotFoundError:
-    tasks = 1
-slow = [name for name in ("numba", "scipy", "torch") if name in sys.modules]
-print(json.dumps([cost, tasks, slow]))
-"""
-    # NumPy's own threads (OpenBLAS) are not normcore's.
-    found = [json.loads(run(code, OPENBLAS_NUM_THREADS="1").stdout) for _ in range(5)]
-    assert min(cost for cost, _, _ in found) < 0.03
-    assert [tasks for _, tasks, _ in found] == [1] * 5
-    assert [slow for _, _, slow in found] == [[]] * 5
 
 
 def test_warmup_refuses_other_dtypes():

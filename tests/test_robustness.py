@@ -240,9 +240,8 @@ def test_the_lock_of_a_layer_is_free_after_an_error(backend):
     assert not done.is_alive()
 
 
+@pytest.mark.skipif("cython" not in runnable(), reason="Cython kernels were not built")
 def test_kernels_release_the_gil():
-    if "cython" not in runnable():
-        pytest.skip("the Cython kernels were not built")
     x = np.random.default_rng(0).standard_normal((32, 64, 56, 56)).astype(np.float32)
     y = np.empty_like(x)
     ticks = []
