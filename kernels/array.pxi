@@ -42,7 +42,9 @@ cdef int check(cnp.ndarray a, str name, Py_ssize_t size) except -1:
     if cnp.PyArray_SIZE(a) != size:
         refuse(name, f"{size} elements", f"shape {(<object>a).shape}")
     if not cnp.PyArray_ISCARRAY_RO(a):
-        refuse(name, "a C-contiguous, aligned array in native byte order", f"flags\n{(<object>a).flags}")
+        refuse(
+            name, "a C-contiguous, aligned array in native byte order",
+            f"flags\n{(<object>a).flags}")
     return 0
 
 

@@ -83,7 +83,8 @@ KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *bl
     const ptrdiff_t taken = few(block->rows), c = block->cols;
     const REAL *middle = x + (block->rows - taken) / 2 * c, *end = x + (block->rows - taken) * c;
     for (ptrdiff_t j = first; j < last; j++)
-        shift[j] = median3(NAME(short_mean)(x + j, c, taken), NAME(short_mean)(middle + j, c, taken),
+        shift[j] = median3(NAME(short_mean)(x + j, c, taken),
+                           NAME(short_mean)(middle + j, c, taken),
                            NAME(short_mean)(end + j, c, taken));
 }
 
@@ -101,7 +102,7 @@ KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *bl
             UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
                 const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
-                PREFETCH(x + at + ahead);                                                                \
+                PREFETCH(x + at + ahead);                                                      \
                 vec_f64 d = NAME(widen)(x + at) - k[u];                                        \
                 s[u] += d;                                                                     \
                 q[u] += d * d;                                                                 \
@@ -150,8 +151,8 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
             UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
                 const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
-                PREFETCH(dy + at + ahead);                                                               \
-                PREFETCH(x + at + ahead);                                                                \
+                PREFETCH(dy + at + ahead);                                                     \
+                PREFETCH(x + at + ahead);                                                      \
                 vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
                 s[u] += g;                                                                     \
                 p[u] += g * d;                                                                 \
@@ -210,7 +211,7 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
    themselves, the elements before the first line are done once and every row is read from there,
    rotated, with the coefficients rotated alike; else every row has a head of its own. Unaligned
    vectors and heads in every row took 1.6 times the copy of (65536, 256), this 1.1. */
-#define WALK(OUT, VALUE, ASK, ADVANCE)                                                              \
+#define WALK(OUT, VALUE, ASK, ADVANCE)                                                         \
     const ptrdiff_t line = 64 / sizeof(REAL), cols = block->cols;                              \
     const int rotate = cols % line == 0;                                                       \
     ptrdiff_t begin = 0, end = cols;                                                           \
