@@ -234,18 +234,19 @@ class BatchNorm(Layer):
         return Saved(x, *self._running(), False)
 
     def _input(self, x: Any) -> Array:
-        x = check.array("x", x)
-        if x.ndim not in self.ranks:
+        found: Array = check.array("x", x)
+        shape = found.shape
+        if found.ndim not in self.ranks:
             expected = " or ".join(f"{rank}-D" for rank in self.ranks)
             raise ValueError(
-                f"x: {type(self).__name__} expects a {expected} array, got shape {x.shape}"
+                f"x: {type(self).__name__} expects a {expected} array, got shape {shape}"
             )
         axis = self.axis
-        if not -x.ndim <= axis < x.ndim or x.shape[axis] != self.num_features:
+        if not -found.ndim <= axis < found.ndim or shape[axis] != self.num_features:
             raise ValueError(
-                f"x: expected {self.num_features} channels along axis {axis}, got shape {x.shape}"
+                f"x: expected {self.num_features} channels along axis {axis}, got shape {shape}"
             )
-        return x  # type: ignore[no-any-return]
+        return found
 
     def __repr__(self) -> str:
         extra = "".join(

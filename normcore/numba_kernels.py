@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-from numba import threading_layer  # type: ignore[attr-defined]
+from numba import threading_layer  # type: ignore[attr-defined]  # exported without __all__
 
 from .kernels import nc, nchw, running, table
 
