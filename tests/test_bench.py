@@ -189,7 +189,8 @@ def test_probes_move_every_element(shape):
 
 @pytest.mark.parametrize("name", ["_copy", "_triad"])
 def test_only_streamed_probes_stream(name):
-    x = np.zeros(64, np.float32)
+    # The probes' stores are aligned ones: an array from NumPy's allocator may fault.
+    x = problem.aligned(64, np.float32)
     for suffix, streams in (("", False), ("_streaming", True)):
         # Compiled anew, because Numba shows no code that came from its cache.
         probe = numba.njit(getattr(limits, name + suffix).py_func)
