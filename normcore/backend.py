@@ -1,7 +1,7 @@
 """Which kernels run, and on how many threads.
 
 A backend offers every kernel of `normcore.kernels.table`: ``cython`` (compiled at install time),
-``numba`` (compiled at run time) and ``numpy`` (`normcore.reference`). ``auto`` is Cython where it
+``numba`` (compiled at run time) and ``numpy`` (`normcore.reference_kernels`). ``auto`` is Cython where it
 was built; else Numba, for the kernels that `warmup` has compiled; else NumPy. So no call waits
 for a compilation unless ``numba`` was asked for by name.
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import reference
+from . import reference_kernels
 from .kernels import table
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ def load(name: str) -> Backend:
             from .kernels import cython
         except ImportError as error:
             raise ImportError(f"backend 'cython' cannot be used here: {error}") from error
-        return Backend(name, {"nchw": cython.nchw, "nc": cython.nc}, cython.running)
+        return Backend(name, cython.families, cython.running)
     if name == "numba":
         try:
             from .numba_kernels import passes, update
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
-        return Backend(name, {"nchw": passes("nchw"), "nc": passes("nc")}, update)
-    families = {"nchw": _quiet(reference.NCHW), "nc": _quiet(reference.NC)}
-    return Backend(name, families, _quiet(reference.RUNNING))
+        return Backend(name, {family: passes(family) for family in table.PASSES}, update)
+    families = {family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()}
+    return Backend(name, families, _quiet(reference_kernels.RUNNING))
 
 
 def _quiet(family: Any) -> Any:

@@ -4,30 +4,40 @@ The package lives in kernels/ and is mapped to normcore.kernels when it is insta
 checkers do not follow. tests/test_backend.py holds these signatures against kernels/table.py.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-class Family(Protocol):
-    """The passes of one family; the three sizes are those of `table.SIZES`."""
+class Channels(Protocol):
+    """The passes of nchw and nc; the three sizes are those of `table.SIZES`."""
 
     def moments(
-        self, mean: Array, m2: Array, x: Array, a: int, b: int, c: int, threads: int, /
+        self,
+        mean: Array,
+        m2: Array,
+        x: Array,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
     ) -> None: ...
     def apply(
         self,
         y: Array,
         x: Array,
+        residual: Array | None,
         mean: Array,
         var: Array,
         weight: Array | None,
         bias: Array | None,
         eps: float,
-        a: int,
-        b: int,
-        c: int,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
         threads: int,
         /,
     ) -> None: ...
@@ -38,12 +48,57 @@ class Family(Protocol):
         var: Array,
         rstd: Array,
         x: Array,
+        residual: Array | None,
+        mask: Array | None,
         weight: Array | None,
         bias: Array | None,
         eps: float,
-        a: int,
-        b: int,
-        c: int,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def renorm(
+        self,
+        y: Array,
+        mean: Array,
+        var: Array,
+        rstd: Array,
+        r: Array,
+        d: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        running_mean: Array,
+        running_var: Array,
+        r_max: float,
+        d_max: float,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def activation_grads(
+        self,
+        g: Array,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mean: Array,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
         threads: int,
         /,
     ) -> None: ...
@@ -54,9 +109,9 @@ class Family(Protocol):
         dy: Array,
         x: Array,
         mean: Array,
-        a: int,
-        b: int,
-        c: int,
+        first: int,
+        second: int,
+        third: int,
         threads: int,
         /,
     ) -> None: ...
@@ -71,9 +126,9 @@ class Family(Protocol):
         sum_dy: Array,
         sum_dy_xmu: Array,
         count: float,
-        a: int,
-        b: int,
-        c: int,
+        first: int,
+        second: int,
+        third: int,
         threads: int,
         /,
     ) -> None: ...
@@ -84,16 +139,152 @@ class Family(Protocol):
         dbias: Array,
         dy: Array,
         x: Array,
+        mask: Array | None,
         mean: Array,
         rstd: Array,
         weight: Array | None,
         training: bool,
-        a: int,
-        b: int,
-        c: int,
+        first: int,
+        second: int,
+        third: int,
         threads: int,
         /,
     ) -> None: ...
+
+class Cols(Protocol):
+    """The passes of cols."""
+
+    def forward(
+        self,
+        y: Array,
+        mean: Array | None,
+        rstd: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def activation_grads(
+        self,
+        g: Array,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        dx: Array,
+        dweight: Array,
+        dbias: Array,
+        dy: Array,
+        x: Array,
+        addend: Array | None,
+        mask: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class Rows(Protocol):
+    """The passes of rows."""
+
+    def forward(
+        self,
+        y: Array,
+        mean: Array | None,
+        rstd: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        activation: int,
+        first: int,
+        second: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def activation_grads(
+        self,
+        g: Array,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
+        first: int,
+        second: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def backward(
+        self,
+        dx: Array,
+        dweight: Array,
+        dbias: Array,
+        dy: Array,
+        x: Array,
+        addend: Array | None,
+        mask: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        first: int,
+        second: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def add_forward(
+        self,
+        y: Array,
+        total: Array,
+        mean: Array | None,
+        rstd: Array,
+        x: Array,
+        addend: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        first: int,
+        second: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
+class Families(TypedDict):
+    """Every family of a backend."""
+
+    nchw: Channels
+    nc: Channels
+    rows: Rows
+    cols: Cols
 
 class Running(Protocol):
     """The running statistics, after a training forward."""
@@ -115,8 +306,7 @@ class _CythonRunning(Running, Protocol):
     def max_threads(self) -> int: ...
 
 class _Cython(Protocol):
-    nchw: Family
-    nc: Family
+    families: Families
     running: _CythonRunning
     isa: str
     def available(self) -> tuple[str, ...]: ...
@@ -128,10 +318,14 @@ class _Kernel(Protocol):
 
 class _Table(Protocol):
     SIZES: dict[str, tuple[str, ...]]
+    PASSES: dict[str, dict[str, tuple[str, str, str, int, int]]]
+    ACTIVATIONS: dict[str | None, int]
     KERNELS: tuple[_Kernel, ...]
 
 cython: _Cython
 table: _Table
-nchw: Family
-nc: Family
+nchw: Channels
+nc: Channels
+rows: Rows
+cols: Cols
 running: Running

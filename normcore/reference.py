@@ -1,21 +1,21 @@
-"""Batch normalization by the textbook formulas, in NumPy and float64: the oracle.
+"""Normalization by the textbook formulas, in NumPy and float64: the oracle.
 
-Every compiled kernel is tested against this file, and the ``numpy`` backend runs on it. It is
-written to be read: no blocking, no threads, no fused loops. Statistics follow the corrected
-two-pass algorithm (Chan, Golub and LeVeque, 1983), so that an offset of the data costs no digits.
+Every compiled kernel is tested against this file. It is written to be read: no blocking, no
+threads, no fused loops. Statistics follow the corrected two-pass algorithm (Chan, Golub and
+LeVeque, 1983), so that an offset of the data costs no digits.
 
-`batch_norm_forward` and `batch_norm_backward` are the formulas; `NCHW`, `NC` and `RUNNING` offer
-them as the kernels of `normcore.kernels.table`, with the kernels' arguments.
+Arrays come with their axes as they are: `axes` are those that a statistic covers, and statistics,
+weight and bias broadcast against x. `normcore.reference_kernels` offers these formulas with the
+arguments of the compiled kernels.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
-from math import prod
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +36,14 @@ def total(values: Array, axes: Axes) -> Array:
     return np.expand_dims(rows.sum(-1), axes)
 
 
-def average(values: Array, axes: Axes) -> Array:
-    """Mean over `axes`, which are kept."""
-    mean: Array = total(values, axes) / prod(values.shape[axis] for axis in axes)
-    return mean
+def average(values: Array, axes: Axes, mask: Array | None = None) -> Array:
+    """Mean over `axes`, which are kept; of the values where the mask is true, 0 where it is not."""
+    if mask is None:
+        mean: Array = total(values, axes) / math.prod(values.shape[axis] for axis in axes)
+        return mean
+    kept = np.broadcast_to(mask, values.shape)
+    counts = np.count_nonzero(kept, axes, keepdims=True)
+    return total(np.where(kept, values, 0), axes) / np.maximum(counts, 1)
 
 
 class Moments(NamedTuple):
@@ -50,25 +54,35 @@ class Moments(NamedTuple):
     deviation: Array
 
 
-def moments(x: Array, axes: Axes, dtype: Any = np.float64) -> Moments:
-    """Mean, population variance and x - mean over `axes`.
+def moments(
+    x: Array, axes: Axes, dtype: Any = np.float64, *, mask: Array | None = None, centre: bool = True
+) -> Moments:
+    """Mean, population variance and x - mean over `axes`; without `centre`, mean is 0.
 
     A rounded mean would leave its rounding error in every deviation; the mean of the deviations
     is that error, and is taken off again.
     """
-    x = x.astype(dtype)
-    mean = average(x, axes)
-    deviation = x - mean
-    correction = average(deviation, axes)
-    deviation -= correction
-    return Moments(mean + correction, average(deviation**2, axes), deviation)
+    deviation = x.astype(dtype)
+    mean = np.zeros_like(average(deviation, axes))
+    if centre:
+        for _ in range(2):
+            correction = average(deviation, axes, mask)
+            deviation = deviation - correction
+            mean = mean + correction
+    return Moments(mean, average(deviation**2, axes, mask), deviation)
+
+
+def inverse_deviation(var: Array, eps: float) -> Array:
+    """Return rstd = 1 / sqrt(var + eps)."""
+    rstd: Array = 1 / np.sqrt(var + eps)
+    return rstd
 
 
 def normalize(
-    deviation: Array, var: Array, weight: Array | None, bias: Array | None, eps: float
+    deviation: Array, rstd: Array, weight: Array | None = None, bias: Array | None = None
 ) -> Array:
-    """deviation / sqrt(var + eps) * weight + bias."""
-    y = deviation / np.sqrt(var + eps)
+    """deviation * rstd * weight + bias; where rstd is 0, whatever the deviation, bias."""
+    y = np.where(rstd == 0, 0, deviation * rstd)
     if weight is not None:
         y = y * weight
     if bias is not None:
@@ -77,16 +91,18 @@ def normalize(
 
 
 def input_gradient(
-    dy: Array, deviation: Array, rstd: Array, weight: Array | None, axes: Axes
-) -> Array:
-    """Gradient of normalization with batch statistics with respect to its input.
+    dy: Array, deviation: Array, rstd: Array, axes: Axes, *, mask: Array | None = None,
+    centre: bool = True,
+) -> Array:  # fmt: skip
+    """Gradient of x_hat = deviation * rstd with respect to x; dy is that of x_hat.
 
-    dx = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat)), x_hat = deviation * rstd.
+    dx = rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat)); without `centre`, mean(dy) is not
+    taken off.
     """
     x_hat = deviation * rstd
-    centred = dy - average(dy, axes)
-    dx: Array = rstd * (centred - x_hat * average(centred * x_hat, axes))
-    return dx if weight is None else dx * weight
+    centred = dy - average(dy, axes, mask) if centre else dy
+    dx: Array = rstd * (centred - x_hat * average(centred * x_hat, axes, mask))
+    return dx
 
 
 def batch_norm_forward(
@@ -97,9 +113,10 @@ def batch_norm_forward(
     axes: Axes = (0,),
     dtype: Any = np.float64,
 ) -> tuple[Array, Moments]:
-    """y and the statistics; weight and bias broadcast against x."""
+    """y and the statistics over `axes`."""
     statistics = moments(x, axes, dtype)
-    return normalize(statistics.deviation, statistics.var, weight, bias, eps), statistics
+    rstd = inverse_deviation(statistics.var, eps)
+    return normalize(statistics.deviation, rstd, weight, bias), statistics
 
 
 def batch_norm_backward(
@@ -112,139 +129,69 @@ def batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """(dx, dweight, dbias) of `batch_norm_forward`; dweight and dbias keep the reduced axes."""
     statistics = moments(x, axes, dtype)
-    rstd = 1 / np.sqrt(statistics.var + eps)
+    rstd = inverse_deviation(statistics.var, eps)
     dy = dy.astype(dtype)
-    dx = input_gradient(dy, statistics.deviation, rstd, weight, axes)
+    scaled = dy if weight is None else dy * weight
+    dx = input_gradient(scaled, statistics.deviation, rstd, axes)
     dweight = total(dy * statistics.deviation * rstd, axes)
     return dx, dweight, total(dy, axes)
 
 
-class _Family:
-    """The passes of one family. `cell` are the axes of a cell, `channel` those of a channel."""
+def renorm_correction(
+    mean: Array, var: Array, running_mean: Array, running_var: Array,
+    r_max: float, d_max: float, eps: float,
+) -> tuple[Array, Array]:  # fmt: skip
+    """r and d of batch renormalization (Ioffe, 2017): y = (x_hat * r + d) * weight + bias.
 
-    def __init__(self, cell: Axes, channel: Axes) -> None:
-        self.cell = cell
-        self.channel = channel
+    With sigma = sqrt(var + eps): r = clip(sigma / sigma_running, 1 / r_max, r_max),
+    d = clip((mean - mean_running) / sigma_running, -d_max, d_max).
+    """
+    sigma = np.sqrt(running_var + eps)
+    r = np.clip(np.sqrt(var + eps) / sigma, 1 / r_max, r_max)
+    return r, np.clip((mean - running_mean) / sigma, -d_max, d_max)
 
-    def _parameter(self, values: Array | None) -> Array | None:
-        # (c,) -> broadcastable: the channel axis of the view is the one that no cell covers
-        # besides axis 0: (1, c, 1) or (1, 1, c).
-        if values is None:
-            return None
-        return np.expand_dims(values.astype(np.float64), tuple({0, *self.cell}))
 
-    def _statistic(self, values: Array, sizes: tuple[int, ...]) -> Array:
-        kept = [1 if axis in self.channel else size for axis, size in enumerate(sizes)]
-        return values.reshape(kept)
+# Activations, by the numbers of `normcore.kernels.table.ACTIVATIONS`: values and derivatives.
 
-    def moments(self, mean: Array, m2: Array, x: Array, *sizes: int) -> None:
-        *shape, _threads = sizes
-        found = moments(x.reshape(shape), self.cell)
-        mean[...] = found.mean.reshape(mean.shape)
-        m2[...] = total(found.deviation**2, self.cell).reshape(m2.shape)
+LEAK = 0.01
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
-    def apply(
-        self,
-        y: Array,
-        x: Array,
-        mean: Array,
-        var: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        *sizes: int,
-    ) -> None:
-        *shape, _threads = sizes
-        deviation = x.reshape(shape) - self._statistic(mean.astype(np.float64), tuple(shape))
-        scaled = normalize(
-            deviation,
-            self._statistic(var.astype(np.float64), tuple(shape)),
-            self._parameter(weight),
-            self._parameter(bias),
-            eps,
-        )
-        y[...] = scaled.reshape(y.shape)
 
-    def forward(
-        self,
-        y: Array,
-        mean: Array,
-        var: Array,
-        rstd: Array,
-        x: Array,
-        weight: Array | None,
-        bias: Array | None,
-        eps: float,
-        *sizes: int,
-    ) -> None:
-        *shape, _threads = sizes
-        found, statistics = batch_norm_forward(
-            x.reshape(shape), self._parameter(weight), self._parameter(bias), eps, self.channel
-        )
-        mean[...] = statistics.mean.reshape(mean.shape)
-        var[...] = statistics.var.reshape(var.shape)
-        rstd[...] = 1 / np.sqrt(var + eps)
-        y[...] = found.reshape(y.shape)
+def _sigmoid(z: Array) -> Array:
+    return 1 / (1 + np.exp(-z))
 
-    def reduce_grads(
-        self, sum_dy: Array, sum_dy_xmu: Array, dy: Array, x: Array, mean: Array, *sizes: int
-    ) -> None:
-        *shape, _threads = sizes
-        gradient = dy.reshape(shape).astype(np.float64)
-        deviation = x.reshape(shape) - self._statistic(mean, tuple(shape))
-        sum_dy[...] = total(gradient, self.channel).reshape(sum_dy.shape)
-        sum_dy_xmu[...] = total(gradient * deviation, self.channel).reshape(sum_dy.shape)
 
-    def apply_grads(
-        self,
-        dx: Array,
-        dy: Array,
-        x: Array,
-        mean: Array,
-        rstd: Array,
-        weight: Array | None,
-        sum_dy: Array,
-        sum_dy_xmu: Array,
-        count: float,
-        *sizes: int,
-    ) -> None:
-        *shape, _threads = sizes
-        mean, rstd, sum_dy, sum_dy_xmu = (
-            self._statistic(values, tuple(shape)) for values in (mean, rstd, sum_dy, sum_dy_xmu)
-        )
-        x_hat = (x.reshape(shape) - mean) * rstd
-        found = rstd * (dy.reshape(shape) - sum_dy / count - x_hat * (sum_dy_xmu * rstd / count))
-        scale = self._parameter(weight)
-        dx[...] = (found if scale is None else found * scale).reshape(dx.shape)
+def _normal(z: Array) -> Array:
+    """Cumulative distribution of the standard normal distribution."""
+    return (1 + _erf(z / math.sqrt(2))) / 2
 
-    def backward(
-        self,
-        dx: Array,
-        dweight: Array,
-        dbias: Array,
-        dy: Array,
-        x: Array,
-        mean: Array,
-        rstd: Array,
-        weight: Array | None,
-        training: bool,
-        *sizes: int,
-    ) -> None:
-        *shape, _threads = sizes
-        gradient = dy.reshape(shape).astype(np.float64)
-        deviation = x.reshape(shape) - self._statistic(mean, tuple(shape))
-        scale = self._parameter(weight)
-        rstd = self._statistic(rstd, tuple(shape))
-        if training:
-            # As in `moments`: what a rounded mean leaves in the deviations comes off again.
-            deviation -= average(deviation, self.channel)
-            found = input_gradient(gradient, deviation, rstd, scale, self.channel)
-        else:
-            found = gradient * rstd if scale is None else gradient * rstd * scale
-        reduced = tuple({0, *self.cell})
-        dweight[...] = total(gradient * deviation * rstd, reduced).reshape(dweight.shape)
-        dbias[...] = total(gradient, reduced).reshape(dbias.shape)
-        dx[...] = found.reshape(dx.shape)
+
+def _normal_density(z: Array) -> Array:
+    density: Array = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return density
+
+
+def _silu_slope(z: Array) -> Array:
+    s = _sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+ACTIVATION: tuple[Callable[[Array], Array], ...] = (
+    lambda z: z,
+    lambda z: np.where(z < 0, 0, z),
+    lambda z: np.where(z < 0, 0, np.where(z > 6, 6, z)),
+    lambda z: np.where(z < 0, LEAK * z, z),
+    lambda z: z * _sigmoid(z),
+    lambda z: z * _normal(z),
+)
+SLOPE: tuple[Callable[[Array], Array], ...] = (
+    np.ones_like,
+    lambda z: np.where(z > 0, 1, 0),
+    lambda z: np.where((z > 0) & (z < 6), 1, 0),
+    lambda z: np.where(z > 0, 1, LEAK),
+    _silu_slope,
+    lambda z: _normal(z) + z * _normal_density(z),
+)
 
 
 def update(
@@ -254,7 +201,7 @@ def update(
     mean: Array,
     var: Array,
     momentum: float,
-    count: int,
+    count: float,
     skip_nonfinite: bool,
 ) -> None:
     """Blend the batch's mean and unbiased variance into the running statistics, in place.
@@ -280,8 +227,3 @@ def assign(targets: Sequence[Array], values: Sequence[Array]) -> None:
     """targets[i][...] = values[i] for all i, inside one C call, where no Ctrl-C can part them."""
     setitem: Any = operator.setitem
     deque(map(setitem, targets, repeat(...), values), maxlen=0)
-
-
-NCHW = _Family(cell=(2,), channel=(0, 2))
-NC = _Family(cell=(1,), channel=(1,))
-RUNNING = SimpleNamespace(update=update)
