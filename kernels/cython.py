@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from . import running_cy as running
+from .table import PASSES
 
-__all__ = ["available", "isa", "modules", "nc", "nchw", "running"]
+__all__ = ["available", "families", "isa", "modules", "running"]
 
 
 def available() -> tuple[str, ...]:
@@ -31,20 +32,16 @@ def _suffix(name: str) -> str:
 
 
 def modules(name: str) -> dict[str, ModuleType]:
-    """Family -> Cython module built for the instruction set `name`."""
+    """Family -> Cython module built for the instruction set `name`; also "running"."""
     if name not in available():
         raise ImportError(
             f"instruction set {name!r} (NORMCORE_ISA) is not one of those that this build has and "
             f"this CPU executes: {', '.join(available()) or 'none'}"
         )
     suffix = _suffix(name)
-    return {
-        "nchw": import_module(f"{__package__}.nchw_cy{suffix}"),
-        "nc": import_module(f"{__package__}.nc_cy{suffix}"),
-        "running": running,
-    }
+    found = {family: import_module(f"{__package__}.{family}_cy{suffix}") for family in PASSES}
+    return {**found, "running": running}
 
 
 isa = os.environ.get("NORMCORE_ISA") or next(iter(available()), "baseline")
-nchw = modules(isa)["nchw"]
-nc = modules(isa)["nc"]
+families = {family: module for family, module in modules(isa).items() if family in PASSES}

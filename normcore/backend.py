@@ -1,9 +1,9 @@
 """Which kernels run, and on how many threads.
 
 A backend offers every kernel of `normcore.kernels.table`: ``cython`` (compiled at install time),
-``numba`` (compiled at run time) and ``numpy`` (`normcore.reference_kernels`). ``auto`` is Cython where it
-was built; else Numba, for the kernels that `warmup` has compiled; else NumPy. So no call waits
-for a compilation unless ``numba`` was asked for by name.
+``numba`` (compiled at run time) and ``numpy`` (`normcore.reference_kernels`). ``auto`` is Cython
+where it was built; else Numba, for the kernels that `warmup` has compiled; else NumPy. So no call
+waits for a compilation unless ``numba`` was asked for by name.
 
 Settings are process-wide (`set_backend`, `set_num_threads`) or local to a ``with`` block of the
 calling thread or task (`use_backend`, `num_threads`).
@@ -29,7 +29,7 @@ from . import reference_kernels
 from .kernels import table
 
 if TYPE_CHECKING:
-    from .kernels import Family, Running
+    from .kernels import Channels, Cols, Rows, Running
 
 NAMES = ("auto", "cython", "numba", "numpy")
 
@@ -43,8 +43,16 @@ class Backend(NamedTuple):
     """The kernels of one backend."""
 
     name: str
-    families: dict[str, Family]
+    channels: dict[str, Channels]
+    """nchw and nc."""
+    rows: Rows
+    cols: Cols
     running: Running
+
+
+def _backend(name: str, families: Any, running: Any) -> Backend:
+    channels = {family: families[family] for family in ("nchw", "nc")}
+    return Backend(name, channels, families["rows"], families["cols"], running)
 
 
 @cache
@@ -55,14 +63,16 @@ def load(name: str) -> Backend:
             from .kernels import cython
         except ImportError as error:
             raise ImportError(f"backend 'cython' cannot be used here: {error}") from error
-        return Backend(name, cython.families, cython.running)
+        return _backend(name, cython.families, cython.running)
     if name == "numba":
         try:
             from .numba_kernels import passes, update
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
-        return Backend(name, {family: passes(family) for family in table.PASSES}, update)
-    families = {family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()}
+        return _backend(name, {family: passes(family) for family in table.PASSES}, update)
+    families: Any = {
+        family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()
+    }
     return Backend(name, families, _quiet(reference_kernels.RUNNING))
 
 
@@ -88,9 +98,10 @@ def resolve(name: str) -> Backend:
     if _process.warm:
         from .numba_kernels import compiled_passes
 
-        fallback = load("numpy")
-        families = {of: compiled_passes(of, fallback.families[of]) for of in fallback.families}
-        return Backend("numba", families, fallback.running)
+        slow = load("numpy")
+        fallback = {**slow.channels, "rows": slow.rows, "cols": slow.cols}
+        families = {of: compiled_passes(of, passes) for of, passes in fallback.items()}
+        return _backend("numba", families, slow.running)
     return load("numpy")
 
 

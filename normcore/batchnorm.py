@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import check
-from .functional import batch_norm, batch_norm_backward, batch_norm_forward, train
+from .functional.batch import batch_norm, batch_norm_backward, batch_norm_forward, train
 from .layer import Layer, LayerGradients, Saved
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ The package lives in kernels/ and is mapped to normcore.kernels when it is insta
 checkers do not follow. tests/test_backend.py holds these signatures against kernels/table.py.
 """
 
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -278,14 +278,6 @@ class Rows(Protocol):
         /,
     ) -> None: ...
 
-class Families(TypedDict):
-    """Every family of a backend."""
-
-    nchw: Channels
-    nc: Channels
-    rows: Rows
-    cols: Cols
-
 class Running(Protocol):
     """The running statistics, after a training forward."""
 
@@ -306,7 +298,7 @@ class _CythonRunning(Running, Protocol):
     def max_threads(self) -> int: ...
 
 class _Cython(Protocol):
-    families: Families
+    families: dict[str, Any]
     running: _CythonRunning
     isa: str
     def available(self) -> tuple[str, ...]: ...

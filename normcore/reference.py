@@ -38,12 +38,14 @@ def total(values: Array, axes: Axes) -> Array:
 
 def average(values: Array, axes: Axes, mask: Array | None = None) -> Array:
     """Mean over `axes`, which are kept; of the values where the mask is true, 0 where it is not."""
+    mean: Array
     if mask is None:
-        mean: Array = total(values, axes) / math.prod(values.shape[axis] for axis in axes)
+        mean = total(values, axes) / math.prod(values.shape[axis] for axis in axes)
         return mean
     kept = np.broadcast_to(mask, values.shape)
     counts = np.count_nonzero(kept, axes, keepdims=True)
-    return total(np.where(kept, values, 0), axes) / np.maximum(counts, 1)
+    mean = total(np.where(kept, values, 0), axes) / np.maximum(counts, 1)
+    return mean
 
 
 class Moments(NamedTuple):
@@ -158,7 +160,8 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _sigmoid(z: Array) -> Array:
-    return 1 / (1 + np.exp(-z))
+    found: Array = 1 / (1 + np.exp(-z))
+    return found
 
 
 def _normal(z: Array) -> Array:
@@ -173,7 +176,8 @@ def _normal_density(z: Array) -> Array:
 
 def _silu_slope(z: Array) -> Array:
     s = _sigmoid(z)
-    return s * (1 + z * (1 - s))
+    slope: Array = s * (1 + z * (1 - s))
+    return slope
 
 
 ACTIVATION: tuple[Callable[[Array], Array], ...] = (

@@ -8,7 +8,7 @@ set of passes serves the channel families, one the layer families.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,17 +25,36 @@ def _put(out: Array, values: Array) -> None:
     out[...] = values.reshape(out.shape)
 
 
-class _Nchw:
+class _Layout(Protocol):
+    """Axes for the flat arrays of a channel family."""
+
+    axes: tuple[int, ...]
+    """Those that a statistic covers."""
+    cell: tuple[int, ...]
+    """Those of one cell of `moments`."""
+    channel: tuple[int, ...]
+    """Those of one channel of one sample."""
+    shape: tuple[int, ...]
+
+    def __init__(self, *sizes: int) -> None:
+        """From the sizes of the family and, if not all channels have one, how many statistics."""
+
+    def statistic(self, values: Array) -> Array: ...
+    def parameter(self, values: Array | None) -> Array | None: ...
+    def mask(self, values: Array | None) -> Array | None: ...
+
+
+class _Nchw(_Layout):
     """(n, statistics, d, s)."""
 
     axes = (0, 2, 3)
     cell = (3,)
     channel = (0, 3)
 
-    def __init__(self, n: int, c: int, s: int, statistics: int | None = None) -> None:
-        groups = c if statistics is None else statistics
-        self.c = c
-        self.shape = (n, groups, c // groups, s)
+    def __init__(self, *sizes: int) -> None:
+        n, self.c, s = sizes[:3]
+        groups = (*sizes, self.c)[3]
+        self.shape = (n, groups, self.c // groups, s)
 
     def statistic(self, values: Array) -> Array:
         return values.reshape(1, -1, 1, 1)
@@ -44,9 +63,6 @@ class _Nchw:
         if values is None:
             return None
         return np.resize(values.astype(np.float64), self.c).reshape(1, *self.shape[1:3], 1)
-
-    def gradient(self, cells: Array, size: int) -> Array:
-        return cells.reshape(-1, size).sum(0)
 
     def mask(self, values: Array | None) -> Array | None:
         if values is None:
@@ -58,14 +74,15 @@ class _Nchw:
         return np.repeat(planes, self.c // len(planes), axis=0).reshape(1, groups, d, s)
 
 
-class _Nc:
+class _Nc(_Layout):
     """(b, m, statistics of one b, d)."""
 
     axes = (1, 3)
     cell = channel = (1,)
 
-    def __init__(self, b: int, m: int, c: int, statistics: int | None = None) -> None:
-        groups = c if statistics is None else statistics // b
+    def __init__(self, *sizes: int) -> None:
+        b, m, c = sizes[:3]
+        groups = (*sizes, b * c)[3] // b
         self.shape = (b, m, groups, c // groups)
 
     def statistic(self, values: Array) -> Array:
@@ -74,22 +91,24 @@ class _Nc:
     def parameter(self, values: Array | None) -> Array | None:
         return None if values is None else values.astype(np.float64).reshape(self.shape[2:])
 
-    def gradient(self, cells: Array, size: int) -> Array:
-        return cells.reshape(-1, size).sum(0)
-
     def mask(self, values: Array | None) -> Array | None:
         return None if values is None else values.reshape(*self.shape[:2], 1, 1) != 0
+
+
+def _by_parameter(cells: Array, size: int) -> Array:
+    found: Array = cells.reshape(-1, size).sum(0)
+    return found
 
 
 class _Channels:
     """The passes of nchw and nc."""
 
-    def __init__(self, layout: type[_Nchw] | type[_Nc]) -> None:
+    def __init__(self, layout: type[_Layout]) -> None:
         self.layout = layout
 
     def moments(self, mean: Array, m2: Array, x: Array, *sizes: int) -> None:
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths)
         found = formulas.moments(x.reshape(view.shape), view.cell)
         _put(mean, found.mean)
         _put(m2, formulas.total(found.deviation**2, view.cell))
@@ -98,8 +117,8 @@ class _Channels:
         self, y: Array, x: Array, residual: Array | None, mean: Array, var: Array,
         weight: Array | None, bias: Array | None, eps: float, activation: int, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_, mean.size)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
         rstd = formulas.inverse_deviation(var.astype(np.float64), eps)
         z = self._before_activation(view, x, residual, mean, rstd, weight, bias)
         _put(y, formulas.ACTIVATION[activation](z))
@@ -109,8 +128,8 @@ class _Channels:
         mask: Array | None, weight: Array | None, bias: Array | None, eps: float, activation: int,
         *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_, mean.size)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
         found = self._statistics(view, mean, var, rstd, x, mask, eps)
         z = formulas.normalize(
             found.deviation, view.statistic(rstd), view.parameter(weight), view.parameter(bias)
@@ -123,8 +142,8 @@ class _Channels:
         r_max: float, d_max: float, weight: Array | None, bias: Array | None, eps: float,
         activation: int, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_, mean.size)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
         found = self._statistics(view, mean, var, rstd, x, mask, eps)
         r[...], d[...] = formulas.renorm_correction(
             mean, var, running_mean.astype(np.float64), running_var.astype(np.float64),
@@ -143,16 +162,16 @@ class _Channels:
         self, g: Array, dy: Array, x: Array, residual: Array | None, mean: Array, rstd: Array,
         weight: Array | None, bias: Array | None, activation: int, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_, mean.size)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
         z = self._before_activation(view, x, residual, mean, rstd, weight, bias)
         _put(g, dy.reshape(z.shape).astype(np.float64) * formulas.SLOPE[activation](z))
 
     def reduce_grads(
         self, sum_dy: Array, sum_dy_xmu: Array, dy: Array, x: Array, mean: Array, *sizes: int
     ) -> None:
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths)
         gradient = dy.reshape(view.shape).astype(np.float64)
         deviation = x.reshape(view.shape) - view.statistic(mean)
         _put(sum_dy, formulas.total(gradient, view.axes))
@@ -162,8 +181,8 @@ class _Channels:
         self, dx: Array, dy: Array, x: Array, mean: Array, rstd: Array, weight: Array | None,
         sum_dy: Array, sum_dy_xmu: Array, count: float, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths)
         mean, rstd, sum_dy, sum_dy_xmu = (
             view.statistic(values) for values in (mean, rstd, sum_dy, sum_dy_xmu)
         )
@@ -178,8 +197,8 @@ class _Channels:
         self, dx: Array, dweight: Array, dbias: Array, dy: Array, x: Array, mask: Array | None,
         mean: Array, rstd: Array, weight: Array | None, training: bool, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        view = self.layout(*sizes_, mean.size)
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
         gradient = dy.reshape(view.shape).astype(np.float64)
         deviation = x.reshape(view.shape) - view.statistic(mean)
         kept = view.mask(mask)
@@ -198,11 +217,11 @@ class _Channels:
         x_hat = deviation * inverse
         if kept is not None:
             x_hat = np.where(kept, x_hat, 0)
-        _put(dweight, view.gradient(formulas.total(gradient * x_hat, view.channel), dweight.size))
-        _put(dbias, view.gradient(formulas.total(gradient, view.channel), dbias.size))
+        _put(dweight, _by_parameter(formulas.total(gradient * x_hat, view.channel), dweight.size))
+        _put(dbias, _by_parameter(formulas.total(gradient, view.channel), dbias.size))
 
     def _statistics(
-        self, view: _Nchw | _Nc, mean: Array, var: Array, rstd: Array, x: Array,
+        self, view: _Layout, mean: Array, var: Array, rstd: Array, x: Array,
         mask: Array | None, eps: float,
     ) -> formulas.Moments:  # fmt: skip
         kept = view.mask(mask)
@@ -215,7 +234,7 @@ class _Channels:
         return found
 
     def _before_activation(
-        self, view: _Nchw | _Nc, x: Array, residual: Array | None, mean: Array, rstd: Array,
+        self, view: _Layout, x: Array, residual: Array | None, mean: Array, rstd: Array,
         weight: Array | None, bias: Array | None,
     ) -> Array:  # fmt: skip
         deviation = x.reshape(view.shape) - view.statistic(mean.astype(np.float64))
@@ -231,7 +250,8 @@ def _add(z: Array, residual: Array | None) -> Array:
 
 def _none_where_empty(rstd: Array, kept: Array, shape: Any, axes: Any) -> Array:
     """Rstd, 0 for statistics of which nothing counts."""
-    return np.where(np.any(np.broadcast_to(kept, shape), axes, keepdims=True), rstd, 0)
+    found: Array = np.where(np.any(np.broadcast_to(kept, shape), axes, keepdims=True), rstd, 0)
+    return found
 
 
 class _Layers:
@@ -249,9 +269,10 @@ class _Layers:
         if mask is None:
             return None
         if not self.rows:
-            return mask.reshape(shape[0], 1, shape[2]) != 0
-        each = np.repeat(mask != 0, shape[0] * shape[1] // mask.size)
-        return each.reshape(shape)
+            columns: Array = mask.reshape(shape[0], 1, shape[2]) != 0
+            return columns
+        kept: Array = np.repeat(mask != 0, shape[0] * shape[1] // mask.size).reshape(shape)
+        return kept
 
     def _parameter(self, values: Array | None) -> Array | None:
         return None if values is None else values.astype(np.float64).reshape(1, -1, 1)
@@ -264,8 +285,8 @@ class _Layers:
         mask: Array | None, weight: Array | None, bias: Array | None, eps: float, activation: int,
         *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        shape = self._shape(sizes_)
+        *lengths, _threads = sizes
+        shape = self._shape(lengths)
         kept = self._mask(mask, shape)
         found = formulas.moments(x.reshape(shape), self.axes, mask=kept, centre=mean is not None)
         inverse = formulas.inverse_deviation(found.var, eps)
@@ -290,8 +311,8 @@ class _Layers:
         self, g: Array, dy: Array, x: Array, residual: Array | None, mean: Array | None,
         rstd: Array, weight: Array | None, bias: Array | None, activation: int, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        shape = self._shape(sizes_)
+        *lengths, _threads = sizes
+        shape = self._shape(lengths)
         deviation = x.reshape(shape).astype(np.float64)
         if mean is not None:
             deviation = deviation - self._statistic(mean, shape)
@@ -305,8 +326,8 @@ class _Layers:
         self, dx: Array, dweight: Array, dbias: Array, dy: Array, x: Array, addend: Array | None,
         mask: Array | None, mean: Array | None, rstd: Array, weight: Array | None, *sizes: int,
     ) -> None:  # fmt: skip
-        *sizes_, _threads = sizes
-        shape = self._shape(sizes_)
+        *lengths, _threads = sizes
+        shape = self._shape(lengths)
         kept = self._mask(mask, shape)
         gradient = dy.reshape(shape).astype(np.float64)
         deviation = x.reshape(shape).astype(np.float64)

@@ -1,40 +1,19 @@
-"""Normalization without state: PyTorch's signatures, with ``axis`` and ``out``.
-
-`batch_norm` is `torch.nn.functional.batch_norm`. `batch_norm_forward` and `batch_norm_backward`
-are the two halves that a training loop needs. x may lie in memory in any way; channels-first and
-channels-last arrays are read without a copy, whatever `axis` is. Layers with state are in
-`normcore.batchnorm`.
-
-Statistics are float64 whatever the dtype of x, from shifted two-pass sums, so that an offset of
-the data costs no digits.
-"""
+"""Batch normalization without state; `normcore.functional` says what all of these share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import backend, check, reference
-from .view import batch, conform, flat
+from .. import backend, check, reference
+from ..view import batch, conform, flat
+from .gradients import Gradients
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 Array = np.ndarray[Any, Any]
-
-__all__ = ["Gradients", "batch_norm", "batch_norm_backward", "batch_norm_forward"]
-
-
-class Gradients(NamedTuple):
-    """What a backward returns."""
-
-    dx: Array
-    """Gradient of the loss with respect to x; shape and dtype of x."""
-    dweight: Array
-    """Gradient with respect to weight, (C,)."""
-    dbias: Array
-    """Gradient with respect to bias, (C,)."""
 
 
 def batch_norm(
@@ -126,7 +105,7 @@ def batch_norm(
     size = x.size
     if size:
         family, (a, b, c), order, _, _ = view
-        backend.current().families[family].apply(
+        backend.current().channels[family].apply(
             y if order is None else flat(y, view),
             x if order is None else flat(x, view),
             None,
@@ -236,7 +215,7 @@ def train(
         return check.deliver(y, out), np.full(channels, np.nan), np.full(channels, np.nan)
     mean, var, rstd = np.empty(channels), np.empty(channels), np.empty(channels)
     chosen = backend.current()
-    chosen.families[view.family].forward(
+    chosen.channels[view.family].forward(
         flat(y, view),
         mean,
         var,
@@ -347,7 +326,7 @@ def batch_norm_backward(
             check.deliver(dx, out), np.zeros(channels, dtype), np.zeros(channels, dtype)
         )
     dweight, dbias = np.empty(channels, dtype), np.empty(channels, dtype)
-    backend.current().families[view.family].backward(
+    backend.current().channels[view.family].backward(
         flat(dx, view),
         dweight,
         dbias,

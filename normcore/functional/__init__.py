@@ -1,0 +1,15 @@
+"""Normalization without state: PyTorch's signatures, with ``axis`` and ``out``.
+
+`batch_norm` is `torch.nn.functional.batch_norm`. `batch_norm_forward` and `batch_norm_backward`
+are the two halves that a training loop needs. x may lie in memory in any way; channels-first and
+channels-last arrays are read without a copy, whatever `axis` is. Layers with state are in
+`normcore`.
+
+Statistics are float64 whatever the dtype of x, from shifted two-pass sums, so that an offset of
+the data costs no digits.
+"""
+
+from .batch import batch_norm, batch_norm_backward, batch_norm_forward
+from .gradients import Gradients
+
+__all__ = ["Gradients", "batch_norm", "batch_norm_backward", "batch_norm_forward"]
