@@ -70,10 +70,8 @@ def load(name: str) -> Backend:
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
         return _backend(name, {family: passes(family) for family in table.PASSES}, update)
-    families: Any = {
-        family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()
-    }
-    return Backend(name, families, _quiet(reference_kernels.RUNNING))
+    families = {family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()}
+    return _backend(name, families, _quiet(reference_kernels.RUNNING))
 
 
 def _quiet(family: Any) -> Any:

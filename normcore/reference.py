@@ -166,7 +166,8 @@ def _sigmoid(z: Array) -> Array:
 
 def _normal(z: Array) -> Array:
     """Cumulative distribution of the standard normal distribution."""
-    return (1 + _erf(z / math.sqrt(2))) / 2
+    share: Array = (1 + _erf(z / math.sqrt(2))) / 2
+    return share
 
 
 def _normal_density(z: Array) -> Array:

@@ -62,13 +62,14 @@ class _Nchw(_Layout):
     def parameter(self, values: Array | None) -> Array | None:
         if values is None:
             return None
-        return np.resize(values.astype(np.float64), self.c).reshape(1, *self.shape[1:3], 1)
+        each: Array = np.resize(values.astype(np.float64), self.c)
+        return each.reshape(1, *self.shape[1:3], 1)
 
     def mask(self, values: Array | None) -> Array | None:
         if values is None:
             return None
         n, groups, d, s = self.shape
-        planes = values.reshape(-1, s) != 0
+        planes: Array = values.reshape(-1, s) != 0
         if n > 1:
             return planes.reshape(n, 1, 1, s)
         return np.repeat(planes, self.c // len(planes), axis=0).reshape(1, groups, d, s)
@@ -92,7 +93,10 @@ class _Nc(_Layout):
         return None if values is None else values.astype(np.float64).reshape(self.shape[2:])
 
     def mask(self, values: Array | None) -> Array | None:
-        return None if values is None else values.reshape(*self.shape[:2], 1, 1) != 0
+        if values is None:
+            return None
+        rows: Array = values.reshape(*self.shape[:2], 1, 1) != 0
+        return rows
 
 
 def _by_parameter(cells: Array, size: int) -> Array:
