@@ -76,7 +76,7 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define AHEAD (8192 / (ptrdiff_t)sizeof(REAL))
 
-/* As first_shift of rows.h, for columns first to last of the block. */
+/* As first_shift of runs.h, for columns first to last of the block. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
                                 ptrdiff_t first, ptrdiff_t last) {
     const REAL *x = from;

@@ -2,7 +2,7 @@
 """Family nchw in Cython: n runs of s contiguous elements for each of c channels.
 
 `kernels/table.py` says what the arguments are, `normcore/reference.py` what is computed. Here
-stand the schedules; the arithmetic on one run is in rows.h.
+stand the schedules; the arithmetic on one run is in runs.h.
 
 Sums run over *units*: a group of planes when planes are small, a segment of one plane when they
 are large. A channel's sums are added unit by unit, in order, so two schedules give the same bits:
@@ -17,8 +17,8 @@ from cython.parallel cimport prange
 
 include "passes.pxi"
 
-cdef extern from "rows.h" nogil:
-    ctypedef struct Rows:
+cdef extern from "runs.h" nogil:
+    ctypedef struct Runs:
         Py_ssize_t itemsize
         double (*first_shift)(
             const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
@@ -34,7 +34,7 @@ cdef extern from "rows.h" nogil:
         void (*apply_grads)(
             void *dx, const void *dy, const void *x, Py_ssize_t len, const Channel *channel,
             int stream) noexcept nogil
-    const Rows rows_f32, rows_f64
+    const Runs runs_f32, runs_f64
 
 # Channels that one thread takes at a time, at most; their lanes live on its stack.
 cdef enum:
@@ -48,7 +48,7 @@ cdef Py_ssize_t STREAM_RUN_BYTES = 1024
 
 cdef struct Plan:
     # The sizes and how they are cut: by sizes alone, never by the number of threads.
-    const Rows *rows
+    const Runs *runs
     Py_ssize_t n, c, s
     Py_ssize_t group       # planes of one unit (small planes)
     Py_ssize_t segments    # units of one plane (large planes)
@@ -60,7 +60,7 @@ cdef struct Plan:
 cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t run = max(1, s * job.itemsize)
-    plan.rows = &rows_f32 if job.itemsize == 4 else &rows_f64
+    plan.runs = &runs_f32 if job.itemsize == 4 else &runs_f64
     plan.n = n
     plan.c = c
     plan.s = s
@@ -77,36 +77,36 @@ cdef inline Py_ssize_t channels_of(Plan *plan, Py_ssize_t block) noexcept nogil:
     return min(plan.block, plan.c - block * plan.block)
 
 
-cdef struct Runs:
+cdef struct Bounds:
     # Where a unit lies: planes [plane, plane_end), elements [start, start + len) of each.
     Py_ssize_t plane, plane_end, start, len
 
 
-cdef inline Runs runs_of(Plan *plan, Py_ssize_t unit) noexcept nogil:
-    cdef Runs runs
+cdef inline Bounds bounds_of(Plan *plan, Py_ssize_t unit) noexcept nogil:
+    cdef Bounds bounds
     if plan.segments > 1:
-        runs.plane = unit // plan.segments
-        runs.plane_end = runs.plane + 1
-        runs.start = unit % plan.segments * SEGMENT
-        runs.len = min(SEGMENT, plan.s - runs.start)
+        bounds.plane = unit // plan.segments
+        bounds.plane_end = bounds.plane + 1
+        bounds.start = unit % plan.segments * SEGMENT
+        bounds.len = min(SEGMENT, plan.s - bounds.start)
     else:
-        runs.plane = unit * plan.group
-        runs.plane_end = min(plan.n, runs.plane + plan.group)
-        runs.start = 0
-        runs.len = plan.s
-    return runs
+        bounds.plane = unit * plan.group
+        bounds.plane_end = min(plan.n, bounds.plane + plan.group)
+        bounds.start = 0
+        bounds.len = plan.s
+    return bounds
 
 
 cdef inline Py_ssize_t to_next_run(
-    Plan *plan, Runs *runs, Py_ssize_t plane, Py_ssize_t i, Py_ssize_t channels
+    Plan *plan, Bounds *bounds, Py_ssize_t plane, Py_ssize_t i, Py_ssize_t channels
 ) noexcept nogil:
     # Elements from the start of a run to the start of the one that is summed after it.
-    if runs.start + runs.len < plan.s:
-        return runs.len
+    if bounds.start + bounds.len < plan.s:
+        return bounds.len
     if i + 1 < channels:
         return plan.s
     if plane + 1 < plan.n:
-        return (plan.c - channels + 1) * plan.s - runs.start
+        return (plan.c - channels + 1) * plan.s - bounds.start
     return 0
 
 
@@ -115,21 +115,21 @@ cdef void unit_sums(
 ) noexcept nogil:
     # part[k * MAX_BLOCK + i]: sum k of this unit of the block's channel i.
     cdef double lanes[MAX_BLOCK][3 * LANES]
-    cdef Runs runs = runs_of(plan, unit)
+    cdef Bounds bounds = bounds_of(plan, unit)
     cdef Py_ssize_t first = block * plan.block, channels = channels_of(plan, block)
     cdef Py_ssize_t plane, i, k, at, next
     for i in range(channels):
         for k in range(job.width * LANES):
             lanes[i][k] = 0.0
-    for plane in range(runs.plane, runs.plane_end):
+    for plane in range(bounds.plane, bounds.plane_end):
         for i in range(channels):
-            at = ((plane * plan.c + first + i) * plan.s + runs.start) * job.itemsize
-            next = to_next_run(plan, &runs, plane, i, channels)
+            at = ((plane * plan.c + first + i) * plan.s + bounds.start) * job.itemsize
+            next = to_next_run(plan, &bounds, plane, i, channels)
             if job.dy == NULL:
-                plan.rows.sums(lanes[i], job.x + at, runs.len, job.shift[first + i], next)
+                plan.runs.sums(lanes[i], job.x + at, bounds.len, job.shift[first + i], next)
             else:
-                plan.rows.grad_sums(
-                    lanes[i], job.dy + at, job.x + at, runs.len, job.shift[first + i], next)
+                plan.runs.grad_sums(
+                    lanes[i], job.dy + at, job.x + at, bounds.len, job.shift[first + i], next)
     for i in range(channels):
         for k in range(job.width):
             part[k * MAX_BLOCK + i] = lane_sum(lanes[i] + k * LANES)
@@ -138,28 +138,28 @@ cdef void unit_sums(
 cdef void unit_elementwise(
     Job *job, Plan *plan, Py_ssize_t block, Py_ssize_t unit
 ) noexcept nogil:
-    cdef Runs runs = runs_of(plan, unit)
+    cdef Bounds bounds = bounds_of(plan, unit)
     cdef Py_ssize_t first = block * plan.block
     cdef Py_ssize_t plane, i, at
-    for plane in range(runs.plane, runs.plane_end):
+    for plane in range(bounds.plane, bounds.plane_end):
         for i in range(first, first + channels_of(plan, block)):
-            at = ((plane * plan.c + i) * plan.s + runs.start) * job.itemsize
+            at = ((plane * plan.c + i) * plan.s + bounds.start) * job.itemsize
             if job.dy == NULL:
-                plan.rows.apply(
-                    job.out + at, job.x + at, runs.len, job.channels + i, job.stream)
+                plan.runs.apply(
+                    job.out + at, job.x + at, bounds.len, job.channels + i, job.stream)
             elif job.training:
-                plan.rows.apply_grads(
-                    job.out + at, job.dy + at, job.x + at, runs.len, job.channels + i, job.stream)
+                plan.runs.apply_grads(
+                    job.out + at, job.dy + at, job.x + at, bounds.len, job.channels + i, job.stream)
             else:
-                plan.rows.apply(
-                    job.out + at, job.dy + at, runs.len, job.channels + i, job.stream)
+                plan.runs.apply(
+                    job.out + at, job.dy + at, bounds.len, job.channels + i, job.stream)
 
 
 cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef Py_ssize_t i
     if job.dy == NULL:
         for i in range(first, last):
-            job.shift[i] = plan.rows.first_shift(
+            job.shift[i] = plan.runs.first_shift(
                 job.x + i * plan.s * job.itemsize, plan.n, plan.s, plan.c * plan.s)
 
 

@@ -1,7 +1,7 @@
 /* Arithmetic on one run of contiguous elements of one channel (family nchw).
 
    The file includes itself once for float and once for double: NAME(f) is f_f32 or f_f64, and the
-   schedules reach them through the table `Rows` of their element type. Sums are carried in LANES
+   schedules reach them through the table `Runs` of their element type. Sums are carried in LANES
    lanes of doubles, so that short runs of one channel (7x7 planes) share one set of lanes and are
    reduced once. */
 
@@ -18,19 +18,19 @@ typedef struct {
     void (*apply)(void *y, const void *x, ptrdiff_t len, const Channel *channel, int stream);
     void (*apply_grads)(void *dx, const void *dy, const void *x, ptrdiff_t len,
                         const Channel *channel, int stream);
-} Rows;
+} Runs;
 
 /* Two threads read 128 MB at 45 GB/s, and at 53 to 57 if lines are asked for 1 to 32 KB ahead. */
 #define AHEAD_BYTES 8192
 
 #define REAL float
 #define SUFFIX f32
-#include "rows.h"
+#include "runs.h"
 #undef REAL
 #undef SUFFIX
 #define REAL double
 #define SUFFIX f64
-#include "rows.h"
+#include "runs.h"
 #undef REAL
 #undef SUFFIX
 
@@ -63,7 +63,7 @@ INLINE void NAME(prefetch)(const REAL *p) {
 }
 
 /* lanes[0:LANES] += x - shift, lanes[LANES:] += (x - shift)^2. */
-KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, double shift,
+KERNEL void NAME(run_sums)(double *lanes, const void *from, ptrdiff_t len, double shift,
                            ptrdiff_t next) {
     const REAL *x = from;
     vec_f64 sum[UNROLL], square[UNROLL];
@@ -100,7 +100,7 @@ KERNEL void NAME(row_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
 }
 
 /* lanes[0:LANES] += dy, the next LANES += dy * (x - mean), the last += x - mean. */
-KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *from_x,
+KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *from_x,
                                 ptrdiff_t len, double mean, ptrdiff_t next) {
     const REAL *dy = from_dy, *x = from_x;
     vec_f64 sum[UNROLL], product[UNROLL], rest[UNROLL];
@@ -146,7 +146,7 @@ KERNEL void NAME(row_grad_sums)(double *lanes, const void *from_dy, const void *
 }
 
 /* y = ((x - hi) - lo) * scale + bias. y may be x. */
-KERNEL void NAME(row_apply)(void *to, const void *from, ptrdiff_t len, const Channel *channel,
+KERNEL void NAME(run_apply)(void *to, const void *from, ptrdiff_t len, const Channel *channel,
                             int stream) {
     REAL *y = to;
     const REAL *x = from;
@@ -183,7 +183,7 @@ KERNEL void NAME(row_apply)(void *to, const void *from, ptrdiff_t len, const Cha
 #define GRADIENT(g, v) scale *(((g) - mean_hi) - ((((v) - hi) - lo) * slope + mean_lo))
 
 /* dx = scale * ((dy - mean_dy) - (x - mean) * slope). dx may be dy or x. */
-KERNEL void NAME(row_apply_grads)(void *to, const void *from_dy, const void *from_x, ptrdiff_t len,
+KERNEL void NAME(run_apply_grads)(void *to, const void *from_dy, const void *from_x, ptrdiff_t len,
                                   const Channel *channel, int stream) {
     REAL *dx = to;
     const REAL *dy = from_dy, *x = from_x;
@@ -216,9 +216,9 @@ KERNEL void NAME(row_apply_grads)(void *to, const void *from_dy, const void *fro
         dx[i] = GRADIENT(dy[i], x[i]);
 }
 
-static const Rows NAME(rows) = {
-    sizeof(REAL),     NAME(first_shift), NAME(row_sums), NAME(row_grad_sums),
-    NAME(row_apply), NAME(row_apply_grads),
+static const Runs NAME(runs) = {
+    sizeof(REAL),     NAME(first_shift), NAME(run_sums), NAME(run_grad_sums),
+    NAME(run_apply), NAME(run_apply_grads),
 };
 
 #undef GRADIENT
