@@ -5,8 +5,9 @@ iterations are independent), not with sums that keep one order of additions, and
 non-temporal stores. A `Vector` is an LLVM vector in a Numba variable: LLVM maps its 16 lanes to
 as many registers as the CPU needs (one or two of AVX-512, two or four of AVX2).
 
-Positions `i` count elements of an array's memory from its first one, whatever its rank. Nothing
-is checked: a position outside of the array is a wild pointer.
+Arrays hold float64, float32, or halves as `normcore.kernels.vectors` says; lanes of halves are
+float32. Positions `i` count elements of an array's memory from its first one, whatever its rank.
+Nothing is checked: a position outside of the array is a wild pointer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
@@ -27,17 +29,18 @@ from .vectors import (
     Vector,
     declared,
     first_element,
+    lane_dtype,
     lanes_below,
+    narrowed,
     operands,
     pointer_to,
     splatted,
+    stored,
+    stored_name,
+    widened,
 )
 
 LINE_BYTES = 64
-
-
-def _is_floats(array: Any) -> bool:
-    return isinstance(array, types.Array | Memory) and isinstance(array.dtype, types.Float)
 
 
 @intrinsic
@@ -57,32 +60,46 @@ def memory(typingctx: Any, x: Any) -> Any:
 @intrinsic
 def _item(typingctx: Any, x: Any, i: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        item = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        return widened(builder, x.dtype, item)
 
-    return x.dtype(x, types.intp), codegen
+    return lane_dtype(x.dtype)(x, types.intp), codegen
 
 
 @intrinsic
 def _set_item(typingctx: Any, y: Any, i: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+        item = narrowed(builder, y.dtype, args[2])
+        builder.store(item, builder.gep(args[0], [args[1]], inbounds=True))
         return context.get_dummy_value()
 
-    return types.void(y, types.intp, y.dtype), codegen
+    return types.void(y, types.intp, lane_dtype(y.dtype)), codegen
 
 
 @overload(operator.getitem, jit_options={"forceinline": True})
 def _getitem(x, i):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
-    if isinstance(x, Memory) and isinstance(x.dtype, types.Float):
+    if isinstance(x, Memory):
         return lambda x, i: _item(x, i)
     return None
 
 
 @overload(operator.setitem, jit_options={"forceinline": True})
 def _setitem(y, i, value):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
-    if isinstance(y, Memory) and isinstance(y.dtype, types.Float):
+    if isinstance(y, Memory):
         return lambda y, i, value: _set_item(y, i, value)
     return None
+
+
+def compute_dtype(x: Any) -> Any:
+    """What the elements of an array are computed in: float64 or float32. For kernels only."""
+    raise NotImplementedError("compute_dtype works in compiled code")
+
+
+@overload(compute_dtype, jit_options={"forceinline": True})
+def _compute_dtype(x):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    if x.dtype == types.float64:
+        return lambda x: np.float64
+    return lambda x: np.float32
 
 
 @overload_attribute(Memory, "itemsize", jit_options={"forceinline": True})
@@ -100,13 +117,13 @@ def _lane_size(v):  # type: ignore[no-untyped-def]  # Numba compares it with the
 @intrinsic
 def load(typingctx: Any, x: Any, i: Any) -> Any:
     """Lanes x[i] to x[i + 15]."""
-    if not _is_floats(x):
+    if not isinstance(x, types.Array | Memory):
         raise TypingError(f"load: {x}")
-    vector = Vector(x.dtype)
+    vector = Vector(lane_dtype(x.dtype))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, x, args[0], args[1], vector)
-        return builder.load(at, align=x.dtype.bitwidth // 8)
+        at = pointer_to(context, builder, x, args[0], args[1])
+        return widened(builder, x.dtype, builder.load(at, align=x.dtype.bitwidth // 8))
 
     return vector(x, types.intp), codegen
 
@@ -114,17 +131,18 @@ def load(typingctx: Any, x: Any, i: Any) -> Any:
 @intrinsic
 def load_part(typingctx: Any, x: Any, i: Any, k: Any) -> Any:
     """Lanes x[i] to x[i + k - 1]; the others are 0 and nothing is read for them."""
-    vector = Vector(x.dtype)
+    vector = Vector(lane_dtype(x.dtype))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, x, args[0], args[1], vector)
-        name = f"llvm.masked.load.v{LANES}f{x.dtype.bitwidth}.p0"
+        at, elements = pointer_to(context, builder, x, args[0], args[1]), stored(x.dtype)
+        name = f"llvm.masked.load.{stored_name(x.dtype)}.p0"
         mask_type = ir.VectorType(ir.IntType(1), LANES)
-        arguments = [at.type, INT32, mask_type, vector.llvm]
-        function = declared(builder, name, ir.FunctionType(vector.llvm, arguments))
+        arguments = [at.type, INT32, mask_type, elements]
+        function = declared(builder, name, ir.FunctionType(elements, arguments))
         align = ir.Constant(INT32, x.dtype.bitwidth // 8)
-        zeros = ir.Constant(vector.llvm, None)
-        return builder.call(function, [at, align, lanes_below(builder, args[2]), zeros])
+        zeros = ir.Constant(elements, None)
+        found = builder.call(function, [at, align, lanes_below(builder, args[2]), zeros])
+        return widened(builder, x.dtype, found)
 
     return vector(x, types.intp, types.intp), codegen
 
@@ -134,8 +152,8 @@ def store(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
     """Set y[i] to y[i + 15] = lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1], v)
-        builder.store(args[2], at, align=y.dtype.bitwidth // 8)
+        at = pointer_to(context, builder, y, args[0], args[1])
+        builder.store(narrowed(builder, y.dtype, args[2]), at, align=y.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(y, types.intp, v), codegen
@@ -146,13 +164,14 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
     """Set y[i] to y[i + k - 1] = the first k lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1], v)
-        name = f"llvm.masked.store.v{LANES}f{y.dtype.bitwidth}.p0"
+        at = pointer_to(context, builder, y, args[0], args[1])
+        name = f"llvm.masked.store.{stored_name(y.dtype)}.p0"
         mask_type = ir.VectorType(ir.IntType(1), LANES)
-        arguments = [v.llvm, at.type, INT32, mask_type]
+        arguments = [stored(y.dtype), at.type, INT32, mask_type]
         function = declared(builder, name, ir.FunctionType(ir.VoidType(), arguments))
         align = ir.Constant(INT32, y.dtype.bitwidth // 8)
-        builder.call(function, [args[3], at, align, lanes_below(builder, args[2])])
+        elements = narrowed(builder, y.dtype, args[3])
+        builder.call(function, [elements, at, align, lanes_below(builder, args[2])])
         return context.get_dummy_value()
 
     return types.void(y, types.intp, types.intp, v), codegen
@@ -160,15 +179,16 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
 
 @intrinsic
 def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
-    """As `store`, past the caches; y[i] must start a cache line.
+    """As `store`, past the caches; y[i] must start a cache line, or the second half of one.
 
     A normal store to a line that is not in the cache first reads it: copying 100 MB with two
     threads went from 27 to 48 GB/s with these.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1], v)
-        instruction = builder.store(args[2], at, align=LINE_BYTES)
+        at = pointer_to(context, builder, y, args[0], args[1])
+        align = min(LINE_BYTES, LANES * y.dtype.bitwidth // 8)
+        instruction = builder.store(narrowed(builder, y.dtype, args[2]), at, align=align)
         one = builder.module.add_metadata([ir.Constant(INT32, 1)])
         instruction.set_metadata("nontemporal", one)
         return context.get_dummy_value()
@@ -210,7 +230,7 @@ def address(typingctx: Any, y: Any) -> Any:
 @intrinsic
 def cast(typingctx: Any, v: Any, like: Any) -> Any:
     """Lanes converted to the dtype of the array, scalar or vector `like`."""
-    dtype = like.dtype if isinstance(like, types.Array | Memory | Vector) else like
+    dtype = lane_dtype(like.dtype if isinstance(like, types.Array | Memory | Vector) else like)
     target = Vector(dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

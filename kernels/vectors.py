@@ -1,5 +1,9 @@
 """What the intrinsics are made of: the types of vectors and memory, and how LLVM spells them.
 
+float16 and bfloat16 are what elements are stored as, never what is computed with. Numba knows
+neither: their arrays come as views, float16 as int16 and bfloat16 as uint16, and loads make
+float32 of them, which stores round once.
+
 Kernels import none of this; they use `normcore.kernels.intrinsics`.
 """
 
@@ -65,10 +69,70 @@ def first_element(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return context.make_array(kind)(context, builder, value).data
 
 
-def pointer_to(context: Any, builder: Any, kind: Any, value: Any, i: Any, vector: Any) -> Any:
-    """Pointer to 16 lanes from element i on."""
+def lane_dtype(dtype: types.Type) -> types.Type:
+    """What elements of a dtype are computed in."""
+    return types.float32 if dtype in (types.int16, types.uint16) else dtype
+
+
+def _lanes(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, LANES)
+
+
+def stored(dtype: types.Type) -> ir.VectorType:
+    """16 elements of an array of that dtype, in LLVM."""
+    lane = lane_dtype(dtype)
+    return Vector(dtype).llvm if lane == dtype else _lanes(ir.IntType(16))
+
+
+def stored_name(dtype: types.Type) -> str:
+    """The part of an LLVM intrinsic's name that says `stored`."""
+    return f"v{LANES}{'f' if lane_dtype(dtype) == dtype else 'i'}{dtype.bitwidth}"
+
+
+def pointer_to(context: Any, builder: Any, kind: Any, value: Any, i: Any) -> Any:
+    """Pointer to 16 elements from i on."""
     element = builder.gep(first_element(context, builder, kind, value), [i], inbounds=True)
-    return builder.bitcast(element, vector.llvm.as_pointer())
+    return builder.bitcast(element, stored(kind.dtype).as_pointer())
+
+
+def _like(value: Any, element: ir.Type) -> ir.Type:
+    return _lanes(element) if isinstance(value.type, ir.VectorType) else element
+
+
+def widened(builder: Any, dtype: types.Type, value: Any) -> Any:
+    """One or 16 elements as what they are computed in."""
+    if dtype == types.int16:
+        half = builder.bitcast(value, _like(value, ir.HalfType()))
+        return builder.fpext(half, _like(value, ir.FloatType()))
+    if dtype == types.uint16:
+        upper = builder.zext(value, _like(value, INT32))
+        bits = builder.shl(upper, _whole(upper, 16))
+        return builder.bitcast(bits, _like(value, ir.FloatType()))
+    return value
+
+
+def narrowed(builder: Any, dtype: types.Type, value: Any) -> Any:
+    """One or 16 lanes rounded to elements, to the nearest and halfway to the even one."""
+    if dtype == types.int16:
+        half = builder.fptrunc(value, _like(value, ir.HalfType()))
+        return builder.bitcast(half, _like(value, ir.IntType(16)))
+    if dtype == types.uint16:
+        # Not LLVM's bfloat: the instruction that it takes where there is one drops subnormals.
+        bits = builder.bitcast(value, _like(value, INT32))
+        upper = builder.lshr(bits, _whole(bits, 16))
+        odd = builder.and_(upper, _whole(bits, 1))
+        nearest = builder.add(builder.add(bits, odd), _whole(bits, 0x7FFF))
+        quiet = builder.or_(upper, _whole(bits, 0x40))  # a NaN could round to infinity
+        nan = builder.fcmp_unordered("uno", value, value)
+        rounded = builder.select(nan, quiet, builder.lshr(nearest, _whole(bits, 16)))
+        return builder.trunc(rounded, _like(value, ir.IntType(16)))
+    return value
+
+
+def _whole(like: Any, value: int) -> ir.Constant:
+    if isinstance(like.type, ir.VectorType):
+        return ir.Constant(like.type, [ir.Constant(INT32, value)] * LANES)
+    return ir.Constant(like.type, value)
 
 
 def splatted(builder: Any, vector: ir.VectorType, scalar: Any) -> Any:
