@@ -212,25 +212,37 @@ cdef inline const char *added_at(Job *job, Py_ssize_t at) noexcept nogil:
     return job.added + at
 
 
+cdef inline const char *row_x(Job *job, int thread, Py_ssize_t i) noexcept nogil:
+    # Row i of what is normalized. Two totals of a thread are in work at a time.
+    cdef Py_ssize_t at = i * job.m * job.itemsize
+    cdef char *copy = NULL
+    if job.total == NULL:
+        return job.x + at
+    if job.copies != NULL:
+        copy = job.copies + (2 * thread + i % 2) * job.copy_size
+    job.rows.add(job.total + at, copy, job.x + at, job.added + at, job.m, job.stream)
+    return job.total + at if copy == NULL else copy
+
+
 cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # A row is written after the next one was summed, which hides the latency of its statistics.
     cdef Py_ssize_t i, at
     cdef const char *x
+    cdef const char *next_x
     cdef const char *residual
-    cdef char *copy
-    cdef Row row
+    cdef Row row, next_row
+    if first < last:
+        next_x = row_x(job, thread, first)
+        statistics(job, first, next_x, &next_row)
     for i in range(first, last):
+        x, row = next_x, next_row
+        if i + 1 < last:
+            next_x = row_x(job, thread, i + 1)
+            statistics(job, i + 1, next_x, &next_row)
         at = i * job.m * job.itemsize
-        x = job.x + at
-        if job.total != NULL:
-            copy = NULL if job.copies == NULL else job.copies + thread * job.copy_size
-            job.rows.add(job.total + at, copy, x, job.added + at, job.m, job.stream)
-            x = copy
-            if copy == NULL:
-                x = job.total + at
-        statistics(job, i, x, &row)
-        residual = added_at(job, at)
-        if job.total != NULL:
-            residual = NULL
+        residual = NULL
+        if job.total == NULL:
+            residual = added_at(job, at)
         job.rows.apply(
             job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream)
     if job.stream:
@@ -492,8 +504,8 @@ def add_forward(
     job.added = <const char *>cnp.PyArray_DATA(addend)
     job.eps = eps
     # Threads' copies lie a line apart.
-    job.copy_size = m * job.itemsize + 64
-    allocate(&job, weight, bias, threads * job.copy_size // 8 + threads if job.stream else 0)
+    job.copy_size = (m * job.itemsize + 127) // 64 * 64
+    allocate(&job, weight, bias, 2 * threads * job.copy_size // 8 + 1 if job.stream else 0)
     if not job.stream:
         job.copies = NULL
     if r * m > 0:
