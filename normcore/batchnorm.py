@@ -211,9 +211,7 @@ class BatchNorm(Layer):
             axis=self.axis,
             out=out,
         )
-        if self.weight is None or self._frozen_affine:
-            return LayerGradients(gradients.dx, None, None)
-        return LayerGradients(*gradients)
+        return self._returned(*gradients)
 
     def _by_batch(self) -> bool:
         """Does a forward use the statistics of the batch now?"""
