@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from .kernels import table
 from .view import View, empty, flat
 
 Array = ndarray[Any, Any]
@@ -169,6 +170,14 @@ def momentum(value: Any) -> float:
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {value!r}")
     return number
+
+
+def activation(name: Any) -> int:
+    """The number that kernels take for the name of an activation, or for None."""
+    if isinstance(name, str | None) and name in table.ACTIVATIONS:
+        return table.ACTIVATIONS[name]
+    names = ", ".join(map(repr, table.ACTIVATIONS))
+    raise ValueError(f"activation: expected one of {names}, got {name!r}")
 
 
 def _number(name: str, value: Any) -> float:

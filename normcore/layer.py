@@ -26,7 +26,7 @@ class LoadResult(NamedTuple):
 
 
 class LayerGradients(NamedTuple):
-    """What a layer's backward returns."""
+    """What a layer's `backward` returns."""
 
     dx: Array
     """Gradient of the loss with respect to x; shape and dtype of x."""
@@ -58,8 +58,11 @@ class Saved(NamedTuple):
     rstd: Array
     batch_statistics: bool
     """Are mean and rstd those of the batch, not constants?"""
+    mask: Any = None
     residual: Array | None = None
-    mask: Array | None = None
+    """Kept only for an activation, whose slope depends on it."""
+    residual_lost: bool = False
+    """Did the forward write y over a residual that the backward needs?"""
 
 
 class Layer:

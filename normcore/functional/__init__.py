@@ -9,7 +9,14 @@ Statistics are float64 whatever the dtype of x, from shifted two-pass sums, so t
 the data costs no digits.
 """
 
-from .batch import batch_norm, batch_norm_backward, batch_norm_forward
+from .batch import batch_norm, batch_norm_forward
+from .batch_backward import batch_norm_activation_backward, batch_norm_backward
 from .gradients import Gradients
 
-__all__ = ["Gradients", "batch_norm", "batch_norm_backward", "batch_norm_forward"]
+__all__ = [
+    "Gradients",
+    "batch_norm",
+    "batch_norm_activation_backward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+]
