@@ -1,6 +1,7 @@
 """Normalization layers on NumPy arrays at the memory limit of the CPU.
 
-`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` are layers with PyTorch's names and state;
+`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` are layers with PyTorch's names and state,
+`BatchRenorm1d`, `BatchRenorm2d`, `BatchRenorm3d` their renormalizing kin;
 `functional` has the same without state. `set_backend` and `set_num_threads` choose what runs;
 `show_config` prints it.
 """
@@ -17,13 +18,27 @@ from .backend import (
     warmup,
 )
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batchrenorm import (
+    PAPER_D_MAX,
+    PAPER_R_MAX,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    LinearSchedule,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PAPER_D_MAX",
+    "PAPER_R_MAX",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "LinearSchedule",
     "__version__",
     "functional",
     "get_backend",

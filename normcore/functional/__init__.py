@@ -11,12 +11,24 @@ the data costs no digits.
 
 from .batch import batch_norm, batch_norm_forward
 from .batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .batch_renorm import (
+    Renormalized,
+    batch_renorm,
+    batch_renorm_backward,
+    batch_renorm_forward,
+    renorm_affine,
+)
 from .gradients import Gradients
 
 __all__ = [
     "Gradients",
+    "Renormalized",
     "batch_norm",
     "batch_norm_activation_backward",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_renorm",
+    "batch_renorm_backward",
+    "batch_renorm_forward",
+    "renorm_affine",
 ]
