@@ -26,6 +26,7 @@ from .batchrenorm import (
     BatchRenorm3d,
     LinearSchedule,
 )
+from .stats import ChannelStats, update_bn
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "ChannelStats",
     "LinearSchedule",
     "__version__",
     "functional",
@@ -47,6 +49,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "show_config",
+    "update_bn",
     "use_backend",
     "warmup",
 ]

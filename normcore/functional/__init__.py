@@ -19,13 +19,17 @@ from .batch_renorm import (
     renorm_affine,
 )
 from .gradients import Gradients
+from .synchronized import GradientSums, batch_norm_backward_apply, batch_norm_backward_reduce
 
 __all__ = [
+    "GradientSums",
     "Gradients",
     "Renormalized",
     "batch_norm",
     "batch_norm_activation_backward",
     "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_reduce",
     "batch_norm_forward",
     "batch_renorm",
     "batch_renorm_backward",
