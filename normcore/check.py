@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from .view import View, empty, flat
+from .kernels import table
+from .view import Lying, empty, flat
 
 Array = ndarray[Any, Any]
 
@@ -21,13 +22,35 @@ Array = ndarray[Any, Any]
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
+STORED = ("float32", "float64", "float16", "bfloat16")
+"""Names of the dtypes of x. bfloat16 is that of ml_dtypes, which is never imported here."""
+
 
 def array(name: str, values: Any) -> Array:
-    """A plain float32 or float64 array."""
+    """A plain array of a dtype that kernels load and store."""
+    found: Array = values if type(values) is ndarray else plain(name, values)
+    dtype = found.dtype
+    if dtype is not FLOAT32 and dtype is not FLOAT64 and dtype.type.__name__ not in STORED:
+        raise TypeError(
+            f"{name}: expected dtype {', '.join(STORED[:-1])} or {STORED[-1]}, got {dtype}"
+        )
+    return found
+
+
+def floats(name: str, values: Any) -> Array:
+    """A plain float32 or float64 array, as parameters and statistics are."""
     found: Array = values if type(values) is ndarray else plain(name, values)
     dtype = found.dtype
     if dtype is not FLOAT32 and dtype is not FLOAT64 and dtype.type not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}")
+    return found
+
+
+def booleans(name: str, values: Any) -> Array:
+    """A plain array of bool."""
+    found: Array = values if type(values) is ndarray else plain(name, values)
+    if found.dtype.type is not np.bool_:
+        raise TypeError(f"{name}: expected a boolean array, got dtype {found.dtype}")
     return found
 
 
@@ -99,10 +122,18 @@ def is_plain(values: Array) -> bool:
 def _readable(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     if values is None:
         raise ValueError(f"{name}: expected an array of shape {shape}, got None")
-    values = array(name, values)
+    values = floats(name, values)
     if values.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {values.shape}")
     return np.require(values, values.dtype.newbyteorder("="), ["C", "A"])
+
+
+def gradient_dtype(weight: Array | None, x: Array) -> np.dtype[Any]:
+    """The dtype of dweight and dbias: weight's, or x's (float32 for halves) if it is None."""
+    if weight is not None:
+        dtype: np.dtype[Any] = weight.dtype
+        return dtype
+    return FLOAT64 if x.dtype is FLOAT64 else FLOAT32
 
 
 def saved(name: str, values: Any, shape: tuple[int, ...]) -> Array:
@@ -116,12 +147,37 @@ def running(name: str, values: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(
             f"{name}: expected a NumPy array to update in place, got {type(values).__name__}"
         )
-    array(name, values)
+    floats(name, values)
     if values.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {values.shape}")
     if not values.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
     return values
+
+
+def mask(values: Any, shape: tuple[int, ...]) -> Array:
+    """A mask of the positions of x: boolean, of this shape or broadcast to it."""
+    found = booleans("mask", values)
+    if found.shape == shape:
+        return found
+    try:
+        return np.broadcast_to(found, shape)
+    except ValueError:
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to {shape} (x without the channel axis), "
+            f"got {found.shape}"
+        ) from None
+
+
+def activation(value: Any) -> int:
+    """The number by which kernels know an activation."""
+    if value is None:
+        return 0
+    if isinstance(value, str) and value in table.ACTIVATIONS:
+        return table.ACTIVATIONS[value]
+    names = ", ".join(repr(name) for name in table.ACTIVATIONS)
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"activation: expected one of {names}, got {value!r}")
 
 
 def size(name: str, value: Any) -> int:
@@ -180,7 +236,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
-def destination(out: Array | None, x: Array, view: View, *reads: Array | None) -> Array:
+def destination(out: Array | None, x: Array, view: Lying, *reads: Array | None) -> Array:
     """The array that a kernel writes: `out` if it lies in memory like x, else a fresh one.
 
     Parameters

@@ -1,15 +1,71 @@
 """Normalization without state: PyTorch's signatures, with ``axis`` and ``out``.
 
-`batch_norm` is `torch.nn.functional.batch_norm`. `batch_norm_forward` and `batch_norm_backward`
-are the two halves that a training loop needs. x may lie in memory in any way; channels-first and
+`batch_norm`, `layer_norm`, `rms_norm`, `group_norm` and `instance_norm` are those of
+`torch.nn.functional`. Each has the two halves that a training loop needs, ``<name>_forward`` (y and
+the statistics) and ``<name>_backward`` (the gradients). `add_layer_norm` and `add_rms_norm` add
+before they normalize, and return y and the sum. x may lie in memory in any way; channels-first and
 channels-last arrays are read without a copy, whatever `axis` is. Layers with state are in
 `normcore`.
 
-Statistics are float64 whatever the dtype of x, from shifted two-pass sums, so that an offset of
-the data costs no digits.
+x is float32, float64, float16 or bfloat16 (of ml_dtypes); weight, bias and running statistics are
+float32 or float64, whatever x is. Statistics are float64, from shifted two-pass sums, so that an
+offset of the data costs no digits.
+
+``residual`` is added before ``activation`` is applied. The gradient of residual is the gradient
+before the activation: dy, or what ``<name>_activation_backward`` returns. ``mask`` is False at
+padded positions: they are not counted and get no gradient.
 """
 
+from .add_norm import (
+    add_layer_norm,
+    add_layer_norm_backward,
+    add_layer_norm_forward,
+    add_rms_norm,
+    add_rms_norm_backward,
+    add_rms_norm_forward,
+)
 from .batch import batch_norm, batch_norm_backward, batch_norm_forward
-from .gradients import Gradients
+from .gradients import Gradients, RMSGradients
+from .group_norm import (
+    group_norm,
+    group_norm_activation_backward,
+    group_norm_backward,
+    group_norm_forward,
+)
+from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
+from .layer_norm import (
+    layer_norm,
+    layer_norm_activation_backward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+from .rms_norm import rms_norm, rms_norm_activation_backward, rms_norm_backward, rms_norm_forward
 
-__all__ = ["Gradients", "batch_norm", "batch_norm_backward", "batch_norm_forward"]
+__all__ = [
+    "Gradients",
+    "RMSGradients",
+    "add_layer_norm",
+    "add_layer_norm_backward",
+    "add_layer_norm_forward",
+    "add_rms_norm",
+    "add_rms_norm_backward",
+    "add_rms_norm_forward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "group_norm",
+    "group_norm_activation_backward",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_activation_backward",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_activation_backward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+]

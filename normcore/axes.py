@@ -1,0 +1,109 @@
+"""Validation of what layer, RMS, group and instance norm say of axes: which, how long, in groups.
+
+As in `normcore.check`: each function returns its argument ready for use, or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import check
+
+Array = np.ndarray[Any, Any]
+
+
+def lengths(value: Any) -> tuple[int, ...]:
+    """`normalized_shape`: one or more lengths of axes."""
+    if type(value) is int:
+        value = (value,)
+    elif type(value) is not tuple:
+        if isinstance(value, np.integer):
+            value = (value,)
+        try:
+            value = tuple(value)
+        except TypeError:
+            raise TypeError(
+                f"normalized_shape: expected an int or a sequence of int, got {value!r}"
+            ) from None
+    if not value:
+        raise ValueError("normalized_shape: expected at least one length, got none")
+    return tuple(_length("normalized_shape", n) for n in value)
+
+
+def _length(name: str, value: Any) -> int:
+    if type(value) is int and value >= 0:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int or a sequence of int, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name}: expected lengths of at least 0, got {value}")
+    return int(value)
+
+
+def normalized_axes(
+    x: Array, normalized_shape: tuple[int, ...], axis: int | Sequence[int] | None
+) -> tuple[int, ...]:
+    """The axes of x that layer norm normalizes over, not negative, in the order of weight's."""
+    shape = x.shape
+    if axis is None:
+        behind = len(shape) - len(normalized_shape)
+        if behind < 0 or shape[behind:] != normalized_shape:
+            expected = ", ".join(map(str, ("*", *normalized_shape)))
+            raise ValueError(
+                f"x: expected shape ({expected}) for normalized_shape {normalized_shape}, "
+                f"got {shape}"
+            )
+        return tuple(range(behind, len(shape)))
+    axes = layer_axes(axis, normalized_shape)
+    ndim = len(shape)
+    for i in axes:
+        if not -ndim <= i < ndim:
+            raise ValueError(f"axis: expected axes of x of shape {shape}, got {axis!r}")
+    found = tuple(i % ndim for i in axes)
+    if len(set(found)) != len(found):
+        raise ValueError(f"axis: expected different axes of x of shape {shape}, got {axis!r}")
+    along = tuple(shape[i] for i in found)
+    if along != normalized_shape:
+        raise ValueError(
+            f"x: expected lengths {normalized_shape} along axis {axis!r}, got shape {shape}"
+        )
+    return found
+
+
+def layer_axes(axis: int | Sequence[int], normalized_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """As many axes as `normalized_shape` has, as given."""
+    if isinstance(axis, int | np.integer):
+        axis = (axis,)
+    try:
+        axes = tuple(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an int, a sequence of int or None, got {axis!r}") from None
+    for i in axes:
+        if isinstance(i, bool) or not isinstance(i, int | np.integer):
+            raise TypeError(f"axis: expected an int, a sequence of int or None, got {i!r}")
+    if len(axes) != len(normalized_shape):
+        raise ValueError(
+            f"axis: expected as many axes as normalized_shape {normalized_shape} has, got {axis!r}"
+        )
+    return tuple(int(i) for i in axes)
+
+
+def group_axis(axis: int, x: Array) -> int:
+    """The channel axis of x, whose samples lie along axis 0; positive."""
+    axis = check.channel_axis(axis, x)
+    if axis == 0:
+        raise ValueError("axis: expected a channel axis behind the samples' axis 0, got 0")
+    return axis
+
+
+def groups(num_groups: Any, channels: int) -> int:
+    """A number of groups that the channels split into evenly."""
+    count = check.size("num_groups", num_groups)
+    if channels % count:
+        raise ValueError(
+            f"num_groups: expected a divisor of the number of channels {channels}, got {count}"
+        )
+    return count

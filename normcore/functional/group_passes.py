@@ -1,0 +1,194 @@
+"""Group norm and instance norm as one: views, checks and calls of the kernels of nchw and nc.
+
+Instance norm is group norm with a channel in each group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import axes, backend, check
+from ..view import GroupView, flat, group, in_memory
+from .activation import before_activation, room
+from .input import Input
+
+Array = np.ndarray[Any, Any]
+
+
+class GroupInput(Input[GroupView]):
+    """x, laid out for nchw or nc, one sample apart from the other."""
+
+    __slots__ = ()
+
+    def parameter(self, name: str, values: Any) -> Array | None:
+        """Weight or bias."""
+        return check.parameter(name, values, (self.view.channels,))
+
+    def statistics_shape(self, num_groups: Any) -> tuple[int, int]:
+        """Shape of mean and rstd: (N, groups); each channel is a group if num_groups is None."""
+        channels = self.view.channels
+        count = channels if num_groups is None else axes.groups(num_groups, channels)
+        return self.view.positions[0], count
+
+
+def prepare(x: Any, axis: Any, mask: Any) -> GroupInput:
+    """Check x, axis and mask, and find the view."""
+    x = check.array("x", x)
+    axis = axes.group_axis(axis, x)
+    x, view = group(x, axis)
+    passes = backend.current().channels[view.family]
+    if mask is None:
+        return GroupInput(x, view, passes, None, None)
+    found = check.mask(mask, view.positions)
+    counted = np.ascontiguousarray(in_memory(found, view.positions_order)).view(np.uint8)
+    return GroupInput(x, view, passes, np.expand_dims(found, axis), counted)
+
+
+def forward(
+    x: Any,
+    num_groups: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    axis: int,
+    out: Array | None,
+    mask: Any,
+    residual: Any,
+    activation: str | None,
+) -> tuple[Array, Array, Array, Array]:
+    """(y, mean, var, rstd)."""
+    given = prepare(x, axis, mask)
+    return run_forward(given, num_groups, weight, bias, eps, out, residual, activation)
+
+
+def run_forward(
+    given: GroupInput,
+    num_groups: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    out: Array | None,
+    residual: Any,
+    activation: str | None,
+    *writes: Array | None,
+) -> tuple[Array, Array, Array, Array]:
+    """(y, mean, var, rstd); `writes` are other arrays that `out` must not overlap."""
+    x, view = given.x, given.view
+    shape = given.statistics_shape(num_groups)
+    eps = check.eps(eps)
+    number = check.activation(activation)
+    weight = given.parameter("weight", weight)
+    bias = given.parameter("bias", bias)
+    residual = given.optional("residual", residual)
+    y = check.destination(out, x, view, x, residual, weight, bias, given.counted, *writes)
+    if not x.size:
+        empty = np.full(shape, np.nan)
+        return check.deliver(y, out), empty, empty.copy(), empty.copy()
+    mean, var, rstd = np.empty(shape), np.empty(shape), np.empty(shape)
+    given.passes.forward(
+        flat(y, view),
+        mean,
+        var,
+        rstd,
+        flat(x, view),
+        given.flat(residual),
+        given.counted,
+        weight,
+        bias,
+        eps,
+        number,
+        *given.sizes,
+    )
+    return check.deliver(y, out), mean, var, rstd
+
+
+def before(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    num_groups: Any,
+    weight: Any,
+    bias: Any,
+    axis: int,
+    out: Array | None,
+    mask: Any,
+    residual: Any,
+    activation: str | None,
+) -> Array:
+    """The gradient before the activation."""
+    given = prepare(x, axis, mask)
+    x, view = given.x, given.view
+    shape = given.statistics_shape(num_groups)
+    number = check.activation(activation)
+    dy = given.alike("dy", dy)
+    mean = check.saved("mean", mean, shape)
+    rstd = check.saved("rstd", rstd, shape)
+    weight = given.parameter("weight", weight)
+    bias = given.parameter("bias", bias)
+    residual = given.optional("residual", residual)
+    g = check.destination(out, x, view, x, dy, residual, mean, rstd, weight, bias)
+    if x.size:
+        before_activation(
+            given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, given.kept
+        )
+    return check.deliver(g, out)
+
+
+def backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    num_groups: Any,
+    weight: Any,
+    bias: Any,
+    axis: int,
+    out: Array | None,
+    mask: Any,
+    residual: Any,
+    activation: str | None,
+) -> tuple[Array, Array, Array]:
+    """(dx, dweight, dbias)."""
+    given = prepare(x, axis, mask)
+    x, view = given.x, given.view
+    shape = given.statistics_shape(num_groups)
+    number = check.activation(activation)
+    dy = given.alike("dy", dy)
+    mean = check.saved("mean", mean, shape)
+    rstd = check.saved("rstd", rstd, shape)
+    weight = given.parameter("weight", weight)
+    bias = given.parameter("bias", bias)
+    residual = given.optional("residual", residual)
+    reads = (x, dy, residual, mean, rstd, weight, bias, given.counted)
+    dx = check.destination(out, x, view, *reads)
+    dtype = check.gradient_dtype(weight, x)
+    if not x.size:
+        return (
+            check.deliver(dx, out),
+            np.zeros(view.channels, dtype),
+            np.zeros(view.channels, dtype),
+        )
+    dweight, dbias = np.empty(view.channels, dtype), np.empty(view.channels, dtype)
+    if number:
+        g = room(dx, x, residual)
+        before_activation(
+            given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, None
+        )
+        dy = g
+    given.passes.backward(
+        flat(dx, view),
+        dweight,
+        dbias,
+        flat(dy, view),
+        flat(x, view),
+        given.counted,
+        mean,
+        rstd,
+        weight,
+        True,
+        *given.sizes,
+    )
+    return check.deliver(dx, out), dweight, dbias
