@@ -6,6 +6,7 @@ As in `normcore.check`: each function returns its argument ready for use, or rai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ Array = np.ndarray[Any, Any]
 
 def lengths(value: Any) -> tuple[int, ...]:
     """`normalized_shape`: one or more lengths of axes."""
-    if type(value) is int:
-        value = (value,)
-    elif type(value) is not tuple:
+    if type(value) is int and value >= 0:
+        return (value,)
+    if type(value) is not tuple:
         if isinstance(value, np.integer):
             value = (value,)
         try:
@@ -49,26 +50,37 @@ def normalized_axes(
     """The axes of x that layer norm normalizes over, not negative, in the order of weight's."""
     shape = x.shape
     if axis is None:
-        behind = len(shape) - len(normalized_shape)
-        if behind < 0 or shape[behind:] != normalized_shape:
-            expected = ", ".join(map(str, ("*", *normalized_shape)))
-            raise ValueError(
-                f"x: expected shape ({expected}) for normalized_shape {normalized_shape}, "
-                f"got {shape}"
-            )
-        return tuple(range(behind, len(shape)))
-    axes = layer_axes(axis, normalized_shape)
+        return _last_axes(shape, normalized_shape)
+    if type(axis) is int and len(normalized_shape) == 1:
+        return _named_axes(shape, normalized_shape, (axis,))
+    return _named_axes(shape, normalized_shape, layer_axes(axis, normalized_shape))
+
+
+@lru_cache(maxsize=4096)
+def _last_axes(shape: tuple[int, ...], normalized_shape: tuple[int, ...]) -> tuple[int, ...]:
+    behind = len(shape) - len(normalized_shape)
+    if behind < 0 or shape[behind:] != normalized_shape:
+        expected = ", ".join(map(str, ("*", *normalized_shape)))
+        raise ValueError(
+            f"x: expected shape ({expected}) for normalized_shape {normalized_shape}, got {shape}"
+        )
+    return tuple(range(behind, len(shape)))
+
+
+@lru_cache(maxsize=4096)
+def _named_axes(
+    shape: tuple[int, ...], normalized_shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[int, ...]:
     ndim = len(shape)
     for i in axes:
         if not -ndim <= i < ndim:
-            raise ValueError(f"axis: expected axes of x of shape {shape}, got {axis!r}")
+            raise ValueError(f"axis: expected axes of x of shape {shape}, got {axes}")
     found = tuple(i % ndim for i in axes)
     if len(set(found)) != len(found):
-        raise ValueError(f"axis: expected different axes of x of shape {shape}, got {axis!r}")
-    along = tuple(shape[i] for i in found)
-    if along != normalized_shape:
+        raise ValueError(f"axis: expected different axes of x of shape {shape}, got {axes}")
+    if tuple(shape[i] for i in found) != normalized_shape:
         raise ValueError(
-            f"x: expected lengths {normalized_shape} along axis {axis!r}, got shape {shape}"
+            f"x: expected lengths {normalized_shape} along axes {axes}, got shape {shape}"
         )
     return found
 

@@ -132,8 +132,9 @@ def group(x: Array, axis: int) -> tuple[Array, GroupView]:
     >>> same is channels_last, view.family, view.sizes
     (True, 'nc', (8, 25, 3))
     """
-    view = _grouped(x.shape, _memory_order(x), axis)
-    return conform(x, view), view
+    lies = x.flags.carray and x.dtype.isnative
+    view = _grouped(x.shape, None if lies else _memory_order(x), axis)
+    return x if lies and view.order is None else conform(x, view), view
 
 
 @lru_cache(maxsize=4096)
@@ -207,8 +208,9 @@ def layer(x: Array, axes: tuple[int, ...], rows: bool = False) -> tuple[Array, L
     >>> same is channels_last, view.family, view.sizes, view.statistics
     (True, 'rows', (200, 3), (8, 5, 5))
     """
-    view = _normalized(x.shape, _memory_order(x), axes, rows)
-    return conform(x, view), view
+    lies = x.flags.carray and x.dtype.isnative
+    view = _normalized(x.shape, None if lies else _memory_order(x), axes, rows)
+    return x if lies and view.order is None else conform(x, view), view
 
 
 @lru_cache(maxsize=4096)
@@ -272,8 +274,8 @@ def _memory_order(x: Array) -> Order:
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in native byte order."""
-    # Not always newbyteorder: ml_dtypes' bfloat16 would come back as another object.
-    return dtype if dtype.isnative else dtype.newbyteorder("=")
+    # Not newbyteorder: it makes another object, and checks of dtypes begin with identity.
+    return dtype if dtype.isnative else np.dtype(dtype.type)
 
 
 def in_memory(x: Array, order: Order) -> Array:
