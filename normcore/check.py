@@ -46,14 +46,6 @@ def floats(name: str, values: Any) -> Array:
     return found
 
 
-def booleans(name: str, values: Any) -> Array:
-    """A plain array of bool."""
-    found: Array = values if type(values) is ndarray else plain(name, values)
-    if found.dtype.type is not np.bool_:
-        raise TypeError(f"{name}: expected a boolean array, got dtype {found.dtype}")
-    return found
-
-
 def plain(name: str, values: Any) -> Array:
     """A plain array of any dtype."""
     # Subclasses (np.matrix, MaskedArray) change what * and indexing mean: only their data counts.
@@ -128,14 +120,6 @@ def _readable(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     return np.require(values, values.dtype.newbyteorder("="), ["C", "A"])
 
 
-def gradient_dtype(weight: Array | None, x: Array) -> np.dtype[Any]:
-    """The dtype of dweight and dbias: weight's, or x's (float32 for halves) if it is None."""
-    if weight is not None:
-        dtype: np.dtype[Any] = weight.dtype
-        return dtype
-    return FLOAT64 if x.dtype is FLOAT64 else FLOAT32
-
-
 def saved(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     """A float64 statistic for a backward to read."""
     return statistic(name, values, shape).astype(np.float64, copy=False)
@@ -153,31 +137,6 @@ def running(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     if not values.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
     return values
-
-
-def mask(values: Any, shape: tuple[int, ...]) -> Array:
-    """A mask of the positions of x: boolean, of this shape or broadcast to it."""
-    found = booleans("mask", values)
-    if found.shape == shape:
-        return found
-    try:
-        return np.broadcast_to(found, shape)
-    except ValueError:
-        raise ValueError(
-            f"mask: expected a shape that broadcasts to {shape} (x without the channel axis), "
-            f"got {found.shape}"
-        ) from None
-
-
-def activation(value: Any) -> int:
-    """The number by which kernels know an activation."""
-    if value is None:
-        return 0
-    if isinstance(value, str) and value in table.ACTIVATIONS:
-        return table.ACTIVATIONS[value]
-    names = ", ".join(repr(name) for name in table.ACTIVATIONS)
-    error = ValueError if isinstance(value, str) else TypeError
-    raise error(f"activation: expected one of {names}, got {value!r}")
 
 
 def size(name: str, value: Any) -> int:
@@ -225,6 +184,14 @@ def momentum(value: Any) -> float:
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {value!r}")
     return number
+
+
+def activation(name: Any) -> int:
+    """The number that kernels take for the name of an activation, or for None."""
+    if isinstance(name, str | None) and name in table.ACTIVATIONS:
+        return table.ACTIVATIONS[name]
+    names = ", ".join(map(repr, table.ACTIVATIONS))
+    raise ValueError(f"activation: expected one of {names}, got {name!r}")
 
 
 def _number(name: str, value: Any) -> float:

@@ -11,9 +11,10 @@ x is float32, float64, float16 or bfloat16 (of ml_dtypes); weight, bias and runn
 float32 or float64, whatever x is. Statistics are float64, from shifted two-pass sums, so that an
 offset of the data costs no digits.
 
-``residual`` is added before ``activation`` is applied. The gradient of residual is the gradient
-before the activation: dy, or what ``<name>_activation_backward`` returns. ``mask`` is False at
-padded positions: they are not counted and get no gradient.
+``residual`` is added before ``activation`` is applied. Their backward is a half of its own:
+``<name>_activation_backward`` makes of dy the gradient before the activation, which is that of
+residual and what ``<name>_backward`` takes as dy. ``mask`` is False at padded positions: they are
+not counted and get no gradient.
 """
 
 from .add_norm import (
@@ -24,7 +25,8 @@ from .add_norm import (
     add_rms_norm_backward,
     add_rms_norm_forward,
 )
-from .batch import batch_norm, batch_norm_backward, batch_norm_forward
+from .batch import batch_norm, batch_norm_forward
+from .batch_backward import batch_norm_activation_backward, batch_norm_backward
 from .gradients import Gradients, RMSGradients
 from .group_norm import (
     group_norm,
@@ -32,7 +34,12 @@ from .group_norm import (
     group_norm_backward,
     group_norm_forward,
 )
-from .instance_norm import instance_norm, instance_norm_backward, instance_norm_forward
+from .instance_norm import (
+    instance_norm,
+    instance_norm_activation_backward,
+    instance_norm_backward,
+    instance_norm_forward,
+)
 from .layer_norm import (
     layer_norm,
     layer_norm_activation_backward,
@@ -51,6 +58,7 @@ __all__ = [
     "add_rms_norm_backward",
     "add_rms_norm_forward",
     "batch_norm",
+    "batch_norm_activation_backward",
     "batch_norm_backward",
     "batch_norm_forward",
     "group_norm",
@@ -58,6 +66,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_forward",
     "instance_norm",
+    "instance_norm_activation_backward",
     "instance_norm_backward",
     "instance_norm_forward",
     "layer_norm",

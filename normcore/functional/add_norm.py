@@ -165,8 +165,8 @@ def add_layer_norm_backward(
     array([[7., 7., 7.]])
     """
     found = layer_passes.backward(
-        *(dy, total, mean, rstd, normalized_shape, weight, None, axis),
-        *(out, None, None, None, dtotal, True),
+        *(dy, total, mean, rstd, normalized_shape, weight, axis, out),
+        *(None, dtotal, True),
     )
     return Gradients(*found)
 
@@ -306,7 +306,7 @@ def add_rms_norm_backward(
     array([[3., 4.]])
     """
     found = layer_passes.backward(
-        *(dy, total, None, rstd, normalized_shape, weight, None, axis),
-        *(out, None, None, None, dtotal, False),
+        *(dy, total, None, rstd, normalized_shape, weight, axis, out),
+        *(None, dtotal, False),
     )
     return RMSGradients(*found[:2])

@@ -150,22 +150,19 @@ def group_norm_backward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> Gradients:
     """Gradients of group normalization.
 
-    With x_hat = (x - mean) * rstd, g the gradient before the activation (dy where there is none)
-    and means over each group of each sample:
+    With x_hat = (x - mean) * rstd and means over each group of each sample:
 
-    dx = rstd * (g * weight - mean(g * weight) - x_hat * mean(g * weight * x_hat)),
-    dbias = sum(g), dweight = sum(g * x_hat), for each channel over all samples.
+    dx = rstd * (dy * weight - mean(dy * weight) - x_hat * mean(dy * weight * x_hat)),
+    dbias = sum(dy), dweight = sum(dy * x_hat), for each channel over all samples.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x.
+        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
+        activation, what `group_norm_activation_backward` makes of it.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -174,10 +171,6 @@ def group_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
-    bias, residual, activation
-        As in the forward; only an activation makes use of bias and residual. The gradient of
-        residual is that before the activation: dy, or what `group_norm_activation_backward`
-        returns, which can then take the place of dy here (without an activation).
 
     Returns
     -------
@@ -203,9 +196,7 @@ def group_norm_backward(
     >>> nc.functional.group_norm_backward(y, x, mean, rstd, 2).dbias.round(3)
     array([-1.,  1., -1.,  1.])
     """
-    found = group_passes.backward(
-        *(dy, x, mean, rstd, num_groups, weight, bias, axis), *(out, mask, residual, activation)
-    )
+    found = group_passes.backward(*(dy, x, mean, rstd, num_groups, weight, axis, out, mask))
     return Gradients(*found)
 
 
@@ -218,30 +209,31 @@ def group_norm_activation_backward(
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
+    activation: str | None,
+    residual: ArrayLike | None = None,
     axis: int = 1,
     out: Array | None = None,
-    mask: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> Array:
     """The gradient before the activation of group normalization, which is that of residual.
 
-    g = dy * activation'(z), z = (x - mean) * rstd * weight + bias + residual; 0 where mask is
-    False.
+    g = dy * activation'(z), z = (x - mean) * rstd * weight + bias + residual, which is computed
+    anew.
 
     Parameters
     ----------
-    dy, x, mean, rstd, num_groups, weight, axis, mask
+    dy, x, mean, rstd, num_groups, weight, axis
         As in `group_norm_backward`.
-    bias, residual, activation
+    bias, residual
         As in the forward.
+    activation : str or None
+        That of the forward. At a kink the slope is the smaller one, as in PyTorch.
     out : ndarray, optional
         Receives g. May be dy.
 
     Returns
     -------
     g : ndarray
-        Shape and dtype of x. Pass it on to `group_norm_backward` as dy, without an activation.
+        Shape and dtype of x. Pass it on to `group_norm_backward` as dy.
 
     Raises
     ------
@@ -259,6 +251,6 @@ def group_norm_activation_backward(
     ... )
     array([[0., 5., 0., 5.]])
     """
-    return group_passes.before(
-        *(dy, x, mean, rstd, num_groups, weight, bias, axis), *(out, mask, residual, activation)
+    return group_passes.before_activation(
+        *(dy, x, mean, rstd, num_groups, weight, bias, axis), *(out, residual, activation)
     )

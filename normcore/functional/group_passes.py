@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import axes, backend, check
-from ..view import GroupView, flat, group, in_memory
-from .activation import before_activation, room
+from .. import axes, backend, check, masks
+from ..view import GroupView, flat, group
+from .batch_backward import parameter_dtype
 from .input import Input
 
 Array = np.ndarray[Any, Any]
@@ -39,11 +39,8 @@ def prepare(x: Any, axis: Any, mask: Any) -> GroupInput:
     axis = axes.group_axis(axis, x)
     x, view = group(x, axis)
     passes = backend.current().channels[view.family]
-    if mask is None:
-        return GroupInput(x, view, passes, None, None)
-    found = check.mask(mask, view.positions)
-    counted = np.ascontiguousarray(in_memory(found, view.positions_order)).view(np.uint8)
-    return GroupInput(x, view, passes, np.expand_dims(found, axis), counted)
+    kept = None if mask is None else masks.group(mask, x.shape, axis, view)
+    return GroupInput(x, view, passes, kept)
 
 
 def forward(
@@ -82,7 +79,7 @@ def run_forward(
     weight = given.parameter("weight", weight)
     bias = given.parameter("bias", bias)
     residual = given.optional("residual", residual)
-    y = check.destination(out, x, view, x, residual, weight, bias, given.counted, *writes)
+    y = check.destination(out, x, view, x, residual, weight, bias, given.mask, *writes)
     if not x.size:
         empty = np.full(shape, np.nan)
         return check.deliver(y, out), empty, empty.copy(), empty.copy()
@@ -94,7 +91,7 @@ def run_forward(
         rstd,
         flat(x, view),
         given.flat(residual),
-        given.counted,
+        given.mask,
         weight,
         bias,
         eps,
@@ -104,7 +101,7 @@ def run_forward(
     return check.deliver(y, out), mean, var, rstd
 
 
-def before(
+def before_activation(
     dy: Any,
     x: Any,
     mean: Any,
@@ -114,27 +111,17 @@ def before(
     bias: Any,
     axis: int,
     out: Array | None,
-    mask: Any,
     residual: Any,
     activation: str | None,
 ) -> Array:
     """The gradient before the activation."""
-    given = prepare(x, axis, mask)
-    x, view = given.x, given.view
+    given = prepare(x, axis, None)
     shape = given.statistics_shape(num_groups)
-    number = check.activation(activation)
-    dy = given.alike("dy", dy)
     mean = check.saved("mean", mean, shape)
     rstd = check.saved("rstd", rstd, shape)
     weight = given.parameter("weight", weight)
     bias = given.parameter("bias", bias)
-    residual = given.optional("residual", residual)
-    g = check.destination(out, x, view, x, dy, residual, mean, rstd, weight, bias)
-    if x.size:
-        before_activation(
-            given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, given.kept
-        )
-    return check.deliver(g, out)
+    return given.before_activation(dy, mean, rstd, weight, bias, residual, activation, out)
 
 
 def backward(
@@ -144,47 +131,31 @@ def backward(
     rstd: Any,
     num_groups: Any,
     weight: Any,
-    bias: Any,
     axis: int,
     out: Array | None,
     mask: Any,
-    residual: Any,
-    activation: str | None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dweight, dbias)."""
     given = prepare(x, axis, mask)
-    x, view = given.x, given.view
+    x, view, mask = given.x, given.view, given.mask
     shape = given.statistics_shape(num_groups)
-    number = check.activation(activation)
     dy = given.alike("dy", dy)
     mean = check.saved("mean", mean, shape)
     rstd = check.saved("rstd", rstd, shape)
     weight = given.parameter("weight", weight)
-    bias = given.parameter("bias", bias)
-    residual = given.optional("residual", residual)
-    reads = (x, dy, residual, mean, rstd, weight, bias, given.counted)
-    dx = check.destination(out, x, view, *reads)
-    dtype = check.gradient_dtype(weight, x)
+    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, mask)
+    dtype = parameter_dtype(x, weight)
+    c = view.channels
     if not x.size:
-        return (
-            check.deliver(dx, out),
-            np.zeros(view.channels, dtype),
-            np.zeros(view.channels, dtype),
-        )
-    dweight, dbias = np.empty(view.channels, dtype), np.empty(view.channels, dtype)
-    if number:
-        g = room(dx, x, residual)
-        before_activation(
-            given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, None
-        )
-        dy = g
+        return check.deliver(dx, out), np.zeros(c, dtype), np.zeros(c, dtype)
+    dweight, dbias = np.empty(c, dtype), np.empty(c, dtype)
     given.passes.backward(
         flat(dx, view),
         dweight,
         dbias,
         flat(dy, view),
         flat(x, view),
-        given.counted,
+        mask,
         mean,
         rstd,
         weight,

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from .. import backend, check
-from ..view import conform, flat
-from .activation import View
+from ..view import Lying, conform, empty, flat
 
 Array = np.ndarray[Any, Any]
+
+
+class View(Lying, Protocol):
+    """What the views of all families say."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that kernels take."""
+
+
 AnyView = TypeVar("AnyView", bound=View)
 
 
@@ -23,10 +32,8 @@ class Input(Generic[AnyView]):
     view: AnyView
     passes: Any
     """The kernels of the view's family."""
-    kept: Array | None
-    """The mask with all axes of x, of length 1 where it is broadcast."""
-    counted: Array | None
-    """The mask as the kernels take it."""
+    mask: Array | None
+    """As the kernels take it."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -44,3 +51,43 @@ class Input(Generic[AnyView]):
     def flat(self, values: Array | None) -> Array | None:
         """Such an array as the kernels take it."""
         return None if values is None else flat(values, self.view)
+
+    def before_activation(
+        self,
+        dy: Any,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Any,
+        activation: str | None,
+        out: Array | None,
+    ) -> Array:
+        """g = dy * activation'(z), z = norm(x) + residual.
+
+        mean, rstd, weight and bias are as the kernels take them.
+        """
+        x, view = self.x, self.view
+        number = check.activation(activation)
+        dy = self.alike("dy", dy)
+        residual = self.optional("residual", residual)
+        g = check.destination(out, x, view, x, dy, residual, mean, rstd, weight, bias)
+        if g is out and any(
+            read is not None and np.may_share_memory(g, read) for read in (x, residual)
+        ):
+            # Kernels may write g over dy, and over nothing else.
+            g = empty(x.shape, x.dtype, view)
+        if x.size:
+            self.passes.activation_grads(
+                flat(g, view),
+                flat(dy, view),
+                flat(x, view),
+                self.flat(residual),
+                mean,
+                rstd,
+                weight,
+                bias,
+                number,
+                *self.sizes,
+            )
+        return check.deliver(g, out)

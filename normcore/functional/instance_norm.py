@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import check, reference
+from .. import backend, check
 from . import group_passes
 from .batch import batch_norm
 from .gradients import Gradients
 from .group_passes import GroupInput
+from .training import update
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,10 +33,12 @@ def instance_norm(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: str | None = None,
 ) -> Array:
     """Normalize each channel of each sample of x, or each channel by its running statistics.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias,
+    y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual),
 
     with the mean and the population variance of each sample and channel.
 
@@ -66,6 +69,10 @@ def instance_norm(
         False at positions that do not count; broadcasts to the shape of x without the channel
         axis. They are normalized like the others, but get no gradient. Where nothing counts, y is
         bias.
+    residual : array_like, optional
+        Shape and dtype of x.
+    activation : {"relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
+        leaky_relu has the slope 0.01; gelu is the exact one.
 
     Returns
     -------
@@ -78,9 +85,9 @@ def instance_norm(
     TypeError
         For dtypes other than these, and for what is no array, number or bool.
     ValueError
-        For wrong shapes and axes, for ``out`` that overlaps an input, for one spatial element
-        with `use_input_stats`, and for no running statistics without. An error leaves every array
-        as it was.
+        For wrong shapes and axes, for an unknown activation, for ``out`` that overlaps an input,
+        for one spatial element with `use_input_stats`, and for no running statistics without. An
+        error leaves every array as it was.
 
     References
     ----------
@@ -101,10 +108,16 @@ def instance_norm(
     """
     if not use_input_stats:
         return batch_norm(
-            x, running_mean, running_var, weight, bias, False, 0.0, eps, axis=axis, out=out
+            *(x, running_mean, running_var, weight, bias, False, 0.0, eps),
+            axis=axis,
+            out=out,
+            mask=mask,
+            residual=residual,
+            activation=activation,
         )
     return train(
-        x, weight, bias, running_mean, running_var, None, momentum, eps, axis, out, mask, False
+        *(x, weight, bias, running_mean, running_var, None, momentum, eps, axis, out, False),
+        *(mask, residual, activation),
     )[0]
 
 
@@ -117,14 +130,16 @@ def instance_norm_forward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """Instance normalization with the statistics that its backward needs.
 
-    y = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(var + eps).
+    y = activation((x - mean) * rstd * weight + bias + residual), rstd = 1 / sqrt(var + eps).
 
     Parameters
     ----------
-    x, weight, bias, eps, axis, out, mask
+    x, weight, bias, eps, axis, out, mask, residual, activation
         As in `instance_norm`.
 
     Returns
@@ -147,7 +162,10 @@ def instance_norm_forward(
     >>> mean, rstd.round(3)
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
-    return train(x, weight, bias, None, None, None, 0.0, eps, axis, out, mask, False)
+    return train(
+        *(x, weight, bias, None, None, None, 0.0, eps, axis, out, False),
+        *(mask, residual, activation),
+    )
 
 
 def train(
@@ -161,8 +179,10 @@ def train(
     eps: float,
     axis: int,
     out: Array | None,
-    mask: Any,
     skip_nonfinite: bool,
+    mask: Any,
+    residual: Any,
+    activation: str | None,
 ) -> tuple[Array, Array, Array]:
     """The forward by x's own statistics, of functions and layers: (y, mean, rstd)."""
     given = group_passes.prepare(x, axis, mask)
@@ -180,50 +200,37 @@ def train(
         running_mean = check.running("running_mean", running_mean, channels)
         running_var = check.running("running_var", running_var, channels)
     y, mean, var, rstd = group_passes.run_forward(
-        given, None, weight, bias, eps, out, None, None, running_mean, running_var
+        given, None, weight, bias, eps, out, residual, activation, running_mean, running_var
     )
     if running_mean is not None and given.x.size:
-        running = (running_mean, running_var, num_batches_tracked)
-        _update(*running, mean, var, _counts(given), momentum, skip_nonfinite)
+        counts = _counts(given)
+        enough = counts > 1
+        if enough.any():
+            counts = counts[enough, None]
+            with np.errstate(all="ignore"):
+                unbiased = (var[enough] * (counts / (counts - 1))).mean(0)
+            # `update` makes the variance of so many values unbiased: that of 2 by doubling it.
+            update(
+                backend.current(),
+                running_mean,
+                running_var,
+                num_batches_tracked,
+                mean[enough].mean(0),
+                unbiased / 2,
+                momentum,
+                2,
+                skip_nonfinite,
+            )
     return y, mean, rstd
 
 
 def _counts(given: GroupInput) -> Array:
     """The number of elements of a channel that count, for each sample."""
     samples, *inner = given.view.positions
-    if given.counted is None:
+    if given.mask is None:
         return np.full(samples, prod(inner))
-    counts: Array = np.count_nonzero(given.counted.reshape(samples, -1), axis=1)
+    counts: Array = np.count_nonzero(given.mask.reshape(samples, -1), axis=1)
     return counts
-
-
-def _update(
-    running_mean: Array,
-    running_var: Array,
-    num_batches_tracked: Array | None,
-    mean: Array,
-    var: Array,
-    counts: Array,
-    momentum: float,
-    skip_nonfinite: bool,
-) -> None:
-    enough = counts > 1
-    if not enough.any():
-        return
-    counts = counts[enough, None]
-    with np.errstate(all="ignore"):
-        unbiased = var[enough] * (counts / (counts - 1))
-        # `update` makes the variance of `count` values unbiased: that of 2 by doubling it.
-        reference.update(
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            mean[enough].mean(0),
-            unbiased.mean(0) / 2,
-            momentum,
-            2,
-            skip_nonfinite,
-        )
 
 
 def instance_norm_backward(
@@ -249,7 +256,8 @@ def instance_norm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x.
+        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
+        activation, what `instance_norm_activation_backward` makes of it.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -283,7 +291,60 @@ def instance_norm_backward(
     >>> nc.functional.instance_norm_backward(y, x, mean, rstd).dweight.round(3)
     array([2., 2.])
     """
-    found = group_passes.backward(
-        dy, x, mean, rstd, None, weight, None, axis, out, mask, None, None
+    return Gradients(*group_passes.backward(dy, x, mean, rstd, None, weight, axis, out, mask))
+
+
+def instance_norm_activation_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    activation: str | None,
+    residual: ArrayLike | None = None,
+    axis: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """The gradient before the activation of instance normalization, which is that of residual.
+
+    g = dy * activation'(z), z = (x - mean) * rstd * weight + bias + residual, which is computed
+    anew.
+
+    Parameters
+    ----------
+    dy, x, mean, rstd, weight, axis
+        As in `instance_norm_backward`.
+    bias, residual
+        As in the forward.
+    activation : str or None
+        That of the forward. At a kink the slope is the smaller one, as in PyTorch.
+    out : ndarray, optional
+        Receives g. May be dy.
+
+    Returns
+    -------
+    g : ndarray
+        Shape and dtype of x. Pass it on to `instance_norm_backward` as dy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `instance_norm_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normcore as nc
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> y, mean, rstd = nc.functional.instance_norm_forward(x, activation="relu")
+    >>> nc.functional.instance_norm_activation_backward(
+    ...     np.full_like(x, 5), x, mean, rstd, activation="relu"
+    ... )
+    array([[[0., 5.],
+            [0., 5.]]])
+    """
+    return group_passes.before_activation(
+        *(dy, x, mean, rstd, None, weight, bias, axis, out, residual, activation)
     )
-    return Gradients(*found)

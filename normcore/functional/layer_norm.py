@@ -155,22 +155,19 @@ def layer_norm_backward(
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
     mask: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> Gradients:
     """Gradients of layer normalization.
 
-    With x_hat = (x - mean) * rstd, g the gradient before the activation (dy where there is none)
-    and means over the normalized axes:
+    With x_hat = (x - mean) * rstd and means over the normalized axes:
 
-    dx = rstd * (g * weight - mean(g * weight) - x_hat * mean(g * weight * x_hat)),
-    dbias = sum(g), dweight = sum(g * x_hat), over the other axes.
+    dx = rstd * (dy * weight - mean(dy * weight) - x_hat * mean(dy * weight * x_hat)),
+    dbias = sum(dy), dweight = sum(dy * x_hat), over the other axes.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x.
+        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
+        activation, what `layer_norm_activation_backward` makes of it.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -179,10 +176,6 @@ def layer_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
-    bias, residual, activation
-        As in the forward; only an activation makes use of bias and residual. The gradient of
-        residual is that before the activation: dy, or what `layer_norm_activation_backward`
-        returns, which can then take the place of dy here (without an activation).
 
     Returns
     -------
@@ -210,8 +203,8 @@ def layer_norm_backward(
     (True, (3,))
     """
     found = layer_passes.backward(
-        *(dy, x, mean, rstd, normalized_shape, weight, bias, axis),
-        *(out, mask, residual, activation, None, True),
+        *(dy, x, mean, rstd, normalized_shape, weight, axis, out, mask),
+        *(None, True),
     )
     return Gradients(*found)
 
@@ -225,30 +218,31 @@ def layer_norm_activation_backward(
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
+    activation: str | None,
+    residual: ArrayLike | None = None,
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
-    mask: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> Array:
     """The gradient before the activation of layer normalization, which is that of residual.
 
-    g = dy * activation'(z), z = (x - mean) * rstd * weight + bias + residual; 0 where mask is
-    False.
+    g = dy * activation'(z), z = (x - mean) * rstd * weight + bias + residual, which is computed
+    anew.
 
     Parameters
     ----------
-    dy, x, mean, rstd, normalized_shape, weight, axis, mask
+    dy, x, mean, rstd, normalized_shape, weight, axis
         As in `layer_norm_backward`.
-    bias, residual, activation
+    bias, residual
         As in the forward.
+    activation : str or None
+        That of the forward. At a kink the slope is the smaller one, as in PyTorch.
     out : ndarray, optional
         Receives g. May be dy.
 
     Returns
     -------
     g : ndarray
-        Shape and dtype of x. Pass it on to `layer_norm_backward` as dy, without an activation.
+        Shape and dtype of x. Pass it on to `layer_norm_backward` as dy.
 
     Raises
     ------
@@ -267,7 +261,7 @@ def layer_norm_activation_backward(
     array([[0., 0., 5.],
            [0., 5., 0.]])
     """
-    return layer_passes.before(
+    return layer_passes.before_activation(
         *(dy, x, mean, rstd, normalized_shape, weight, bias, axis),
-        *(out, mask, residual, activation, True),
+        *(out, residual, activation, True),
     )

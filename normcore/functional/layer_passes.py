@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import axes, backend, check
+from .. import axes, backend, check, masks
 from ..view import LayerView, empty_in, flat, in_memory, layer
-from .activation import before_activation, room
+from .batch_backward import parameter_dtype
 from .input import Input
 
 Array = np.ndarray[Any, Any]
@@ -51,11 +51,11 @@ def prepare(x: Any, normalized_shape: Any, axis: Any, mask: Any) -> LayerInput:
     along = axes.normalized_axes(x, axes.lengths(normalized_shape), axis)
     if mask is None:
         x, view = layer(x, along)
-        return LayerInput(x, view, _passes(view), None, None)
-    kept = _kept(mask, x.shape, along)
+        return LayerInput(x, view, _passes(view), None)
+    kept = masks.elements(mask, x.shape, along)
     # A mask within what is normalized needs the family rows; cols takes whole columns.
     x, view = layer(x, along, rows=any(kept.shape[i] != 1 for i in along))
-    return LayerInput(x, view, _passes(view), kept, _counted(kept, x.shape, view))
+    return LayerInput(x, view, _passes(view), masks.layer(kept, x.shape, view))
 
 
 def _passes(view: LayerView) -> Any:
@@ -63,43 +63,9 @@ def _passes(view: LayerView) -> Any:
     return chosen.rows if view.family == "rows" else chosen.cols
 
 
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    pairs = zip(reversed(shape), reversed(target), strict=False)
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in pairs)
-
-
-def _kept(mask: Any, shape: tuple[int, ...], along: tuple[int, ...]) -> Array:
-    """The mask with as many axes as x."""
-    found = check.booleans("mask", mask)
-    outer = tuple(n for i, n in enumerate(shape) if i not in along)
-    if _broadcasts(found.shape, outer):
-        found = found.reshape((1,) * (len(outer) - found.ndim) + found.shape)
-        return np.expand_dims(found, along)
-    if _broadcasts(found.shape, shape):
-        return found.reshape((1,) * (len(shape) - found.ndim) + found.shape)
-    raise ValueError(
-        f"mask: expected a shape that broadcasts to {outer} (x without the normalized axes) or to "
-        f"x's shape {shape}, got {found.shape}"
-    )
-
-
-def _counted(kept: Array, shape: tuple[int, ...], view: LayerView) -> Array:
-    """The mask as table.py says: a byte for so many adjacent elements, or for a column."""
-    order = tuple(range(len(shape))) if view.order is None else view.order
-    kept = kept.transpose(order)
-    if view.family == "cols":
-        kept = kept.squeeze(tuple(place for place, i in enumerate(order) if i in view.axes))
-        order = tuple(i for i in order if i not in view.axes)
-    else:
-        while order and kept.shape[-1] == 1 and (order[-1] in view.axes or shape[order[-1]] == 1):
-            kept, order = kept[..., 0], order[:-1]
-    whole = np.broadcast_to(kept, [shape[i] for i in order])
-    return np.ascontiguousarray(whole).view(np.uint8)
-
-
 def _eps(eps: Any, x: Array, centre: bool) -> float:
     if eps is None and not centre:
-        return float(np.finfo(check.gradient_dtype(None, x)).eps)
+        return float(np.finfo(parameter_dtype(x, None)).eps)
     return check.eps(eps)
 
 
@@ -118,13 +84,13 @@ def forward(
 ) -> tuple[Array, Any, Array]:
     """(y, mean, rstd); without `centre` mean is None, and eps may be."""
     given = prepare(x, normalized_shape, axis, mask)
-    x, view, counted = given.x, given.view, given.counted
+    x, view, mask = given.x, given.view, given.mask
     eps = _eps(eps, x, centre)
     number = check.activation(activation)
     weight = given.parameter("weight", weight)
     bias = given.parameter("bias", bias)
     residual = given.optional("residual", residual)
-    y = check.destination(out, x, view, x, residual, weight, bias, counted)
+    y = check.destination(out, x, view, x, residual, weight, bias, mask)
     mean = given.statistic() if centre else None
     rstd = given.statistic()
     if x.size:
@@ -135,7 +101,7 @@ def forward(
             in_memory(rstd, order),
             flat(x, view),
             given.flat(residual),
-            counted,
+            mask,
             weight,
             bias,
             eps,
@@ -145,7 +111,7 @@ def forward(
     return check.deliver(y, out), mean, rstd
 
 
-def before(
+def before_activation(
     dy: Any,
     x: Any,
     mean: Any,
@@ -155,27 +121,17 @@ def before(
     bias: Any,
     axis: Any,
     out: Array | None,
-    mask: Any,
     residual: Any,
     activation: str | None,
     centre: bool,
 ) -> Array:
     """The gradient before the activation."""
-    given = prepare(x, normalized_shape, axis, mask)
-    x, view = given.x, given.view
-    number = check.activation(activation)
-    dy = given.alike("dy", dy)
+    given = prepare(x, normalized_shape, axis, None)
     mean = given.saved("mean", mean) if centre else None
     rstd = given.saved("rstd", rstd)
     weight = given.parameter("weight", weight)
     bias = given.parameter("bias", bias)
-    residual = given.optional("residual", residual)
-    g = check.destination(out, x, view, x, dy, residual, mean, rstd, weight, bias)
-    if x.size:
-        before_activation(
-            given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, given.kept
-        )
-    return check.deliver(g, out)
+    return given.before_activation(dy, mean, rstd, weight, bias, residual, activation, out)
 
 
 def backward(
@@ -185,39 +141,26 @@ def backward(
     rstd: Any,
     normalized_shape: Any,
     weight: Any,
-    bias: Any,
     axis: Any,
     out: Array | None,
     mask: Any,
-    residual: Any,
-    activation: str | None,
     addend: Any,
     centre: bool,
 ) -> tuple[Array, Array, Array]:
     """(dx, dweight, dbias); addend, the gradient that comes past the norm, is added to dx."""
     given = prepare(x, normalized_shape, axis, mask)
-    x, view, counted = given.x, given.view, given.counted
-    number = check.activation(activation)
+    x, view, mask = given.x, given.view, given.mask
     dy = given.alike("dy", dy)
     mean = given.saved("mean", mean) if centre else None
     rstd = given.saved("rstd", rstd)
     weight = given.parameter("weight", weight)
-    bias = given.parameter("bias", bias)
-    residual = given.optional("residual", residual)
     addend = given.optional("dtotal", addend)
-    reads = (x, dy, residual, addend, mean, rstd, weight, bias, counted)
-    dx = check.destination(out, x, view, *reads)
-    dtype = check.gradient_dtype(weight, x)
+    dx = check.destination(out, x, view, x, dy, addend, mean, rstd, weight, mask)
+    dtype = parameter_dtype(x, weight)
     order = view.parameters_order
     dweight = empty_in(view.parameters, dtype, order)
     dbias = empty_in(view.parameters, dtype, order)
     if x.size:
-        if number:
-            g = room(dx, x, residual)
-            before_activation(
-                given.passes, view, g, dy, x, residual, mean, rstd, weight, bias, number, None
-            )
-            dy = g
         given.passes.backward(
             flat(dx, view),
             in_memory(dweight, order),
@@ -225,7 +168,7 @@ def backward(
             flat(dy, view),
             flat(x, view),
             given.flat(addend),
-            counted,
+            mask,
             mean,
             rstd,
             weight,

@@ -125,21 +125,19 @@ def rms_norm_backward(
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
     mask: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> RMSGradients:
     """Gradients of RMS normalization.
 
-    With x_hat = x * rstd, g the gradient before the activation (dy where there is none) and means
-    over the normalized axes:
+    With x_hat = x * rstd and means over the normalized axes:
 
-    dx = rstd * (g * weight - x_hat * mean(g * weight * x_hat)),
-    dweight = sum(g * x_hat) over the other axes.
+    dx = rstd * (dy * weight - x_hat * mean(dy * weight * x_hat)),
+    dweight = sum(dy * x_hat) over the other axes.
 
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x.
+        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
+        activation, what `rms_norm_activation_backward` makes of it.
     x : array_like
         Input of the forward.
     rstd : array_like
@@ -148,9 +146,6 @@ def rms_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
-    residual, activation
-        As in the forward; only an activation makes use of residual, whose gradient is dy or what
-        `rms_norm_activation_backward` returns.
 
     Returns
     -------
@@ -178,8 +173,8 @@ def rms_norm_backward(
     (True, array([1.2, 1.6, 0. , 0. ]))
     """
     found = layer_passes.backward(
-        *(dy, x, None, rstd, normalized_shape, weight, None, axis),
-        *(out, mask, residual, activation, None, False),
+        *(dy, x, None, rstd, normalized_shape, weight, axis, out, mask),
+        *(None, False),
     )
     return RMSGradients(*found[:2])
 
@@ -191,29 +186,30 @@ def rms_norm_activation_backward(
     normalized_shape: int | Sequence[int],
     weight: ArrayLike | None = None,
     *,
+    activation: str | None,
+    residual: ArrayLike | None = None,
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
-    mask: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
 ) -> Array:
     """The gradient before the activation of RMS normalization, which is that of residual.
 
-    g = dy * activation'(z), z = x * rstd * weight + residual; 0 where mask is False.
+    g = dy * activation'(z), z = x * rstd * weight + residual, which is computed anew.
 
     Parameters
     ----------
-    dy, x, rstd, normalized_shape, weight, axis, mask
+    dy, x, rstd, normalized_shape, weight, axis
         As in `rms_norm_backward`.
-    residual, activation
+    residual
         As in the forward.
+    activation : str or None
+        That of the forward. At a kink the slope is the smaller one, as in PyTorch.
     out : ndarray, optional
         Receives g. May be dy.
 
     Returns
     -------
     g : ndarray
-        Shape and dtype of x. Pass it on to `rms_norm_backward` as dy, without an activation.
+        Shape and dtype of x. Pass it on to `rms_norm_backward` as dy.
 
     Raises
     ------
@@ -231,7 +227,7 @@ def rms_norm_activation_backward(
     ... )
     array([[5., 0.]])
     """
-    return layer_passes.before(
+    return layer_passes.before_activation(
         *(dy, x, None, rstd, normalized_shape, weight, None, axis),
-        *(out, mask, residual, activation, False),
+        *(out, residual, activation, False),
     )
