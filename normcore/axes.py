@@ -103,12 +103,18 @@ def layer_axes(axis: int | Sequence[int], normalized_shape: tuple[int, ...]) -> 
     return tuple(int(i) for i in axes)
 
 
-def group_axis(axis: int, x: Array) -> int:
-    """The channel axis of x, whose samples lie along axis 0; positive."""
-    axis = check.channel_axis(axis, x)
+def behind_samples(axis: Any) -> int:
+    """The channel axis of a layer, whose samples lie along axis 0; as given."""
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis: expected an int, got {axis!r}")
     if axis == 0:
         raise ValueError("axis: expected a channel axis behind the samples' axis 0, got 0")
-    return axis
+    return int(axis)
+
+
+def group_axis(axis: int, x: Array) -> int:
+    """The channel axis of x, whose samples lie along axis 0; positive."""
+    return behind_samples(check.channel_axis(axis, x))
 
 
 def groups(num_groups: Any, channels: int) -> int:

@@ -175,16 +175,20 @@ class BatchNorm(FusedLayer):
         momentum = 0.0
         if update and self.num_batches_tracked is not None:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
-            momentum = self._factor(self.num_batches_tracked)
+            momentum = self._factor()
         y, mean, rstd = train(
             *(x, self.weight, self.bias, *running, momentum, self.eps, self.axis, out),
             *(self.skip_nonfinite, mask, residual, self.activation),
         )
         return y, self._save(x, out, residual, mask, mean, rstd, True)
 
-    def _factor(self, num_batches_tracked: Array) -> float:
+    def _step(self) -> int:
+        """How many batches the running statistics have seen."""
+        return 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+
+    def _factor(self) -> float:
         """The weight of the next batch in the running statistics."""
-        return 1 / (int(num_batches_tracked) + 1) if self.momentum is None else self.momentum
+        return 1 / (self._step() + 1) if self.momentum is None else self.momentum
 
     def _activation_gradient(
         self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
@@ -237,9 +241,19 @@ class BatchNorm(FusedLayer):
             )
         return found
 
+    def _shown(self) -> dict[str, Any]:
+        """The options that `repr` always shows."""
+        return {
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "affine": self.affine,
+            "track_running_stats": self.track_running_stats,
+        }
+
     def __repr__(self) -> str:
-        extra = "".join(
-            f", {name}={value}"
+        shown = self._shown()
+        shown.update(
+            (name, value)
             for name, value, default in (
                 ("axis", self.axis, 1),
                 ("dtype", self.dtype.name, "float32"),
@@ -248,11 +262,8 @@ class BatchNorm(FusedLayer):
             )
             if value != default
         )
-        return (
-            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}{extra})"
-        )
+        options = "".join(f", {name}={value}" for name, value in shown.items())
+        return f"{type(self).__name__}({self.num_features}{options})"
 
 
 class BatchNorm1d(BatchNorm):

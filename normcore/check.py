@@ -170,20 +170,20 @@ def eps(value: Any) -> float:
     """A positive finite number."""
     if type(value) is float and 0.0 < value < math.inf:
         return value
-    number = _number("eps", value)
-    if not 0.0 < number < math.inf:
+    found = number("eps", value)
+    if not 0.0 < found < math.inf:
         raise ValueError(f"eps: expected a positive finite number, got {value!r}")
-    return number
+    return found
 
 
 def momentum(value: Any) -> float:
     """A number from 0 to 1."""
     if type(value) is float and 0.0 <= value <= 1.0:
         return value
-    number = _number("momentum", value)
-    if not 0.0 <= number <= 1.0:
+    found = number("momentum", value)
+    if not 0.0 <= found <= 1.0:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {value!r}")
-    return number
+    return found
 
 
 def activation(name: Any) -> int:
@@ -194,7 +194,8 @@ def activation(name: Any) -> int:
     raise ValueError(f"activation: expected one of {names}, got {name!r}")
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A number."""
     if isinstance(value, str):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:

@@ -63,6 +63,9 @@ class Saved(NamedTuple):
     """Kept only for an activation, whose slope depends on it."""
     residual_lost: bool = False
     """Did the forward write y over a residual that the backward needs?"""
+    r: Array | None = None
+    """Factor and shift of a batch renormalization."""
+    d: Array | None = None
 
 
 class Layer:

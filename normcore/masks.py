@@ -112,3 +112,8 @@ def clear(values: Array, mask: Any, axis: int) -> None:
     """Set the values that do not count to 0, in place."""
     kept = positions(mask, values.shape, axis)
     np.copyto(values, 0, where=~np.expand_dims(kept, axis))
+
+
+def clear_elements(values: Array, mask: Any, axes: tuple[int, ...]) -> None:
+    """The same by a mask of layer norm over `axes`."""
+    np.copyto(values, 0, where=~elements(mask, values.shape, axes))

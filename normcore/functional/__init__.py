@@ -1,11 +1,11 @@
 """Normalization without state: PyTorch's signatures, with ``axis`` and ``out``.
 
 `batch_norm`, `layer_norm`, `rms_norm`, `group_norm` and `instance_norm` are those of
-`torch.nn.functional`. Each has the two halves that a training loop needs, ``<name>_forward`` (y and
-the statistics) and ``<name>_backward`` (the gradients). `add_layer_norm` and `add_rms_norm` add
-before they normalize, and return y and the sum. x may lie in memory in any way; channels-first and
-channels-last arrays are read without a copy, whatever `axis` is. Layers with state are in
-`normcore`.
+`torch.nn.functional`; `batch_renorm` is batch renormalization. Each has the two halves that a
+training loop needs, ``<name>_forward`` (y and the statistics) and ``<name>_backward`` (the
+gradients). `add_layer_norm` and `add_rms_norm` add before they normalize, and return y and the
+sum. x may lie in memory in any way; channels-first and channels-last arrays are read without a
+copy, whatever `axis` is. Layers with state are in `normcore`.
 
 x is float32, float64, float16 or bfloat16 (of ml_dtypes); weight, bias and running statistics are
 float32 or float64, whatever x is. Statistics are float64, from shifted two-pass sums, so that an
@@ -27,6 +27,13 @@ from .add_norm import (
 )
 from .batch import batch_norm, batch_norm_forward
 from .batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .batch_renorm import (
+    Renormalized,
+    batch_renorm,
+    batch_renorm_backward,
+    batch_renorm_forward,
+    renorm_affine,
+)
 from .gradients import Gradients, RMSGradients
 from .group_norm import (
     group_norm,
@@ -51,6 +58,7 @@ from .rms_norm import rms_norm, rms_norm_activation_backward, rms_norm_backward,
 __all__ = [
     "Gradients",
     "RMSGradients",
+    "Renormalized",
     "add_layer_norm",
     "add_layer_norm_backward",
     "add_layer_norm_forward",
@@ -61,6 +69,9 @@ __all__ = [
     "batch_norm_activation_backward",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_renorm",
+    "batch_renorm_backward",
+    "batch_renorm_forward",
     "group_norm",
     "group_norm_activation_backward",
     "group_norm_backward",
@@ -73,6 +84,7 @@ __all__ = [
     "layer_norm_activation_backward",
     "layer_norm_backward",
     "layer_norm_forward",
+    "renorm_affine",
     "rms_norm",
     "rms_norm_activation_backward",
     "rms_norm_backward",

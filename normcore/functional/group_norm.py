@@ -68,9 +68,10 @@ def group_norm(
     TypeError
         For dtypes other than these, and for what is no array, number or bool.
     ValueError
-        For wrong shapes and axes, groups that do not divide C, an unknown activation, and ``out``
-        that overlaps an input. An error leaves every array as it was. A group of one value is no
-        error: its y is bias.
+        For wrong shapes and axes, groups that do not divide C, an unknown activation, ``out`` that
+        overlaps an input, and for one sample with one value per group. (Where there are several
+        samples, a group of one value is no error, as in PyTorch: its y is bias.) An error leaves
+        every array as it was.
 
     References
     ----------

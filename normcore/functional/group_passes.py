@@ -74,6 +74,11 @@ def run_forward(
     """(y, mean, var, rstd); `writes` are other arrays that `out` must not overlap."""
     x, view = given.x, given.view
     shape = given.statistics_shape(num_groups)
+    if num_groups is not None and x.size == shape[1]:
+        # PyTorch's condition: as it is, a group of one value in several samples passes.
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {x.shape}"
+        )
     eps = check.eps(eps)
     number = check.activation(activation)
     weight = given.parameter("weight", weight)
