@@ -27,10 +27,11 @@ def kept(x: Array, out: Array | None) -> Array | None:
 class FusedLayer(Layer):
     """A layer whose forward may end in a residual and an activation.
 
-    What it needs of a layer: `axis`, and the methods that raise NotImplementedError here.
+    What it needs of a layer: `axis` (or `_clear`), and the methods that raise NotImplementedError
+    here.
     """
 
-    axis: int
+    axis: Any
 
     def __init__(self, activation: str | None) -> None:
         super().__init__()
@@ -56,6 +57,10 @@ class FusedLayer(Layer):
     ) -> tuple[Array, Array, Array]:
         """The gradients of the normalization; dy is that before the activation."""
         raise NotImplementedError
+
+    def _clear(self, values: Array, mask: Any) -> None:
+        """Set the values that a mask leaves out to 0."""
+        masks.clear(values, mask, self.axis % values.ndim)
 
     def _save(
         self,
@@ -146,7 +151,7 @@ class FusedLayer(Layer):
         ):
             dresidual = given.copy(order="K")
         if saved.mask is not None:
-            masks.clear(dresidual, saved.mask, self.axis % x.ndim)
+            self._clear(dresidual, saved.mask)
         return ResidualGradients(
             *self._returned(*self._gradients(dresidual, x, saved, out)), dresidual
         )
