@@ -10,6 +10,11 @@ import numpy as np
 from . import check
 from .functional.batch import batch_norm, train
 from .functional.batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .functional.ghost import (
+    ghost_batch_norm_activation_backward,
+    ghost_batch_norm_backward,
+    train_chunks,
+)
 from .functional.gradients import Gradients
 from .fused import FusedLayer
 from .layer import Saved
@@ -53,6 +58,11 @@ class BatchNorm(FusedLayer):
         Leave the running statistics of a channel alone where the batch's are NaN or infinite.
     activation : {None, "relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
         Fused into the same pass over memory; as in `normcore.functional.batch_norm`.
+    virtual_batch_size : int, optional
+        Ghost batch normalization: in training, normalize this many samples at a time, each chunk
+        by statistics of its own; `normcore.functional.ghost_batch_norm_forward` says how. To the
+        running statistics (with ``momentum=None`` above all) and to ``num_batches_tracked`` every
+        chunk is a batch. Evaluation ignores it.
 
     Raises
     ------
@@ -80,6 +90,7 @@ class BatchNorm(FusedLayer):
         dtype: DTypeLike = np.float32,
         skip_nonfinite: bool = False,
         activation: str | None = None,
+        virtual_batch_size: int | None = None,
     ) -> None:
         super().__init__(activation)
         self.num_features = check.size("num_features", num_features)
@@ -90,6 +101,9 @@ class BatchNorm(FusedLayer):
         self.axis = check.layer_axis(axis, max(self.ranks))
         self.dtype = check.layer_dtype(dtype)
         self.skip_nonfinite = bool(skip_nonfinite)
+        self.virtual_batch_size = None
+        if virtual_batch_size is not None:
+            self.virtual_batch_size = check.size("virtual_batch_size", virtual_batch_size)
         self._pool: ChannelStats | None = None
         self.weight = np.ones(num_features, self.dtype) if affine else None
         self.bias = np.zeros(num_features, self.dtype) if affine else None
@@ -179,6 +193,14 @@ class BatchNorm(FusedLayer):
         """Normalize by the statistics of the batch; `update` the running ones, if there are any."""
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
         momentum = 0.0
+        if self.virtual_batch_size is not None and self.training:
+            if update:
+                running = (self.running_mean, self.running_var, self.num_batches_tracked)
+            y, mean, rstd = train_chunks(
+                *(x, self.virtual_batch_size, self.weight, self.bias, *running, self.momentum),
+                *(self.eps, self.axis, out, self.skip_nonfinite, mask, residual, self.activation),
+            )
+            return y, self._save(x, out, residual, mask, mean, rstd, True)
         if update and self.num_batches_tracked is not None:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
             momentum = self._factor()
@@ -199,6 +221,15 @@ class BatchNorm(FusedLayer):
     def _activation_gradient(
         self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
     ) -> Array:
+        if saved.mean.ndim == 2:  # of each chunk
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_activation_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight, self.bias),
+                activation=self.activation,
+                residual=saved.residual,
+                axis=self.axis,
+                out=out,
+            )
         return batch_norm_activation_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
             activation=self.activation,
@@ -208,6 +239,14 @@ class BatchNorm(FusedLayer):
         )
 
     def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        if saved.mean.ndim == 2:
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight),
+                axis=self.axis,
+                out=out,
+                mask=saved.mask,
+            )
         return batch_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight),
             training=saved.batch_statistics,
@@ -265,6 +304,7 @@ class BatchNorm(FusedLayer):
                 ("dtype", self.dtype.name, "float32"),
                 ("skip_nonfinite", self.skip_nonfinite, False),
                 ("activation", self.activation, None),
+                ("virtual_batch_size", self.virtual_batch_size, None),
             )
             if value != default
         )
