@@ -29,6 +29,7 @@ from .batchrenorm import (
 from .groupnorm import GroupNorm
 from .instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .layernorm import LayerNorm, RMSNorm
+from .stats import ChannelStats, update_bn
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "ChannelStats",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -56,6 +58,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "show_config",
+    "update_bn",
     "use_backend",
     "warmup",
 ]

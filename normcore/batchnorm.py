@@ -17,6 +17,8 @@ from .layer import Saved
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from .stats import ChannelStats
+
 Array = np.ndarray[Any, Any]
 
 
@@ -88,6 +90,7 @@ class BatchNorm(FusedLayer):
         self.axis = check.layer_axis(axis, max(self.ranks))
         self.dtype = check.layer_dtype(dtype)
         self.skip_nonfinite = bool(skip_nonfinite)
+        self._pool: ChannelStats | None = None
         self.weight = np.ones(num_features, self.dtype) if affine else None
         self.bias = np.zeros(num_features, self.dtype) if affine else None
         self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
@@ -144,7 +147,10 @@ class BatchNorm(FusedLayer):
             residual = check.array("residual", residual)
         if self._by_batch():
             with self._lock if self.training else nullcontext():
-                y, saved = self._train(x, out, residual, mask, self.training)
+                if self._pool is not None:  # for `normcore.update_bn`
+                    self._pool.update(x, mask=mask)
+                update = self.training and self._pool is None
+                y, saved = self._train(x, out, residual, mask, update)
                 if self.training:
                     self._saved = saved
             return y

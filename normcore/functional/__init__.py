@@ -54,8 +54,10 @@ from .layer_norm import (
     layer_norm_forward,
 )
 from .rms_norm import rms_norm, rms_norm_activation_backward, rms_norm_backward, rms_norm_forward
+from .synchronized import GradientSums, batch_norm_backward_apply, batch_norm_backward_reduce
 
 __all__ = [
+    "GradientSums",
     "Gradients",
     "RMSGradients",
     "Renormalized",
@@ -68,6 +70,8 @@ __all__ = [
     "batch_norm",
     "batch_norm_activation_backward",
     "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_reduce",
     "batch_norm_forward",
     "batch_renorm",
     "batch_renorm_backward",
