@@ -164,9 +164,7 @@ class LayerNorm(_OverAxes):
         )
 
     def __repr__(self) -> str:
-        # PyTorch shows the option, not what became of it.
-        bias = self.bias is not None or not self.elementwise_affine
-        return f"{super().__repr__()}, bias={bias}{self._further(None)})"
+        return f"{super().__repr__()}, bias={self.bias is not None}{self._further(None)})"
 
 
 class RMSNorm(_OverAxes):
