@@ -53,7 +53,7 @@ class BatchNorm(FusedLayer):
     axis : int, optional
         The channel axis: 1 for channels-first, -1 for channels-last.
     dtype : dtype, optional
-        Of parameters and running statistics, float32 or float64. x may be the other one.
+        Of parameters and running statistics, float32 or float64. x may be another one.
     skip_nonfinite : bool, optional
         Leave the running statistics of a channel alone where the batch's are NaN or infinite.
     activation : {None, "relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
@@ -135,9 +135,9 @@ class BatchNorm(FusedLayer):
         Parameters
         ----------
         x : array_like
-            float32 or float64, with ``num_features`` channels along ``axis``. In training mode
-            the layer refers to x (and to mask and residual) until the next forward, for
-            `backward`: do not change them.
+            float32, float64, float16 or bfloat16, with ``num_features`` channels along ``axis``.
+            In training mode the layer refers to x (and to mask and residual) until the next
+            forward, for `backward`: do not change them.
         out : ndarray, optional
             Receives y. May be x; in training `backward` then needs a copy of x.
         residual : array_like, optional
