@@ -192,22 +192,18 @@ class BatchNorm(FusedLayer):
     ) -> tuple[Array, Saved]:
         """Normalize by the statistics of the batch; `update` the running ones, if there are any."""
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
-        momentum = 0.0
+        if update:
+            running = (self.running_mean, self.running_var, self.num_batches_tracked)
         if self.virtual_batch_size is not None and self.training:
-            if update:
-                running = (self.running_mean, self.running_var, self.num_batches_tracked)
             y, mean, rstd = train_chunks(
                 *(x, self.virtual_batch_size, self.weight, self.bias, *running, self.momentum),
                 *(self.eps, self.axis, out, self.skip_nonfinite, mask, residual, self.activation),
             )
-            return y, self._save(x, out, residual, mask, mean, rstd, True)
-        if update and self.num_batches_tracked is not None:
-            running = (self.running_mean, self.running_var, self.num_batches_tracked)
-            momentum = self._factor()
-        y, mean, rstd = train(
-            *(x, self.weight, self.bias, *running, momentum, self.eps, self.axis, out),
-            *(self.skip_nonfinite, mask, residual, self.activation),
-        )
+        else:
+            y, mean, rstd = train(
+                *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
+                *(self.skip_nonfinite, mask, residual, self.activation),
+            )
         return y, self._save(x, out, residual, mask, mean, rstd, True)
 
     def _step(self) -> int:
