@@ -10,6 +10,11 @@ import numpy as np
 from . import check
 from .functional.batch import batch_norm, train
 from .functional.batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .functional.ghost import (
+    ghost_batch_norm_activation_backward,
+    ghost_batch_norm_backward,
+    train_chunks,
+)
 from .functional.gradients import Gradients
 from .fused import FusedLayer
 from .layer import Saved
@@ -48,11 +53,16 @@ class BatchNorm(FusedLayer):
     axis : int, optional
         The channel axis: 1 for channels-first, -1 for channels-last.
     dtype : dtype, optional
-        Of parameters and running statistics, float32 or float64. x may be the other one.
+        Of parameters and running statistics, float32 or float64. x may be another one.
     skip_nonfinite : bool, optional
         Leave the running statistics of a channel alone where the batch's are NaN or infinite.
     activation : {None, "relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
         Fused into the same pass over memory; as in `normcore.functional.batch_norm`.
+    virtual_batch_size : int, optional
+        Ghost batch normalization: in training, normalize this many samples at a time, each chunk
+        by statistics of its own; `normcore.functional.ghost_batch_norm_forward` says how. To the
+        running statistics (with ``momentum=None`` above all) and to ``num_batches_tracked`` every
+        chunk is a batch. Evaluation ignores it.
 
     Raises
     ------
@@ -80,6 +90,7 @@ class BatchNorm(FusedLayer):
         dtype: DTypeLike = np.float32,
         skip_nonfinite: bool = False,
         activation: str | None = None,
+        virtual_batch_size: int | None = None,
     ) -> None:
         super().__init__(activation)
         self.num_features = check.size("num_features", num_features)
@@ -90,6 +101,9 @@ class BatchNorm(FusedLayer):
         self.axis = check.layer_axis(axis, max(self.ranks))
         self.dtype = check.layer_dtype(dtype)
         self.skip_nonfinite = bool(skip_nonfinite)
+        self.virtual_batch_size = None
+        if virtual_batch_size is not None:
+            self.virtual_batch_size = check.size("virtual_batch_size", virtual_batch_size)
         self._pool: ChannelStats | None = None
         self.weight = np.ones(num_features, self.dtype) if affine else None
         self.bias = np.zeros(num_features, self.dtype) if affine else None
@@ -121,9 +135,9 @@ class BatchNorm(FusedLayer):
         Parameters
         ----------
         x : array_like
-            float32 or float64, with ``num_features`` channels along ``axis``. In training mode
-            the layer refers to x (and to mask and residual) until the next forward, for
-            `backward`: do not change them.
+            float32, float64, float16 or bfloat16, with ``num_features`` channels along ``axis``.
+            In training mode the layer refers to x (and to mask and residual) until the next
+            forward, for `backward`: do not change them.
         out : ndarray, optional
             Receives y. May be x; in training `backward` then needs a copy of x.
         residual : array_like, optional
@@ -178,14 +192,18 @@ class BatchNorm(FusedLayer):
     ) -> tuple[Array, Saved]:
         """Normalize by the statistics of the batch; `update` the running ones, if there are any."""
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
-        momentum = 0.0
-        if update and self.num_batches_tracked is not None:
+        if update:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
-            momentum = self._factor()
-        y, mean, rstd = train(
-            *(x, self.weight, self.bias, *running, momentum, self.eps, self.axis, out),
-            *(self.skip_nonfinite, mask, residual, self.activation),
-        )
+        if self.virtual_batch_size is not None and self.training:
+            y, mean, rstd = train_chunks(
+                *(x, self.virtual_batch_size, self.weight, self.bias, *running, self.momentum),
+                *(self.eps, self.axis, out, self.skip_nonfinite, mask, residual, self.activation),
+            )
+        else:
+            y, mean, rstd = train(
+                *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
+                *(self.skip_nonfinite, mask, residual, self.activation),
+            )
         return y, self._save(x, out, residual, mask, mean, rstd, True)
 
     def _step(self) -> int:
@@ -199,6 +217,15 @@ class BatchNorm(FusedLayer):
     def _activation_gradient(
         self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
     ) -> Array:
+        if saved.mean.ndim == 2:  # of each chunk
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_activation_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight, self.bias),
+                activation=self.activation,
+                residual=saved.residual,
+                axis=self.axis,
+                out=out,
+            )
         return batch_norm_activation_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
             activation=self.activation,
@@ -208,6 +235,14 @@ class BatchNorm(FusedLayer):
         )
 
     def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        if saved.mean.ndim == 2:
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight),
+                axis=self.axis,
+                out=out,
+                mask=saved.mask,
+            )
         return batch_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight),
             training=saved.batch_statistics,
@@ -265,6 +300,7 @@ class BatchNorm(FusedLayer):
                 ("dtype", self.dtype.name, "float32"),
                 ("skip_nonfinite", self.skip_nonfinite, False),
                 ("activation", self.activation, None),
+                ("virtual_batch_size", self.virtual_batch_size, None),
             )
             if value != default
         )

@@ -218,3 +218,28 @@ def test_wrong_masks_change_nothing(mask, error, message):
         with pytest.raises(error, match=message):
             batch_norm_backward(t.dy, t.x, np.zeros(3), np.ones(3), mask=mask, out=out)
         assert (out == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (9, 3, 7)])
+def test_a_masked_loss_with_residual_and_activation_matches_autograd(backend, shape):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    t = case(shape, 1, np.float64)
+    mask = padded(shape, 1)
+    x, residual, weight, bias = (
+        torch.tensor(v, requires_grad=True) for v in (t.x, 2 * t.dy, t.weight, t.bias)
+    )
+    rows = [v.movedim(1, -1)[torch.tensor(mask)] for v in (x, residual, torch.tensor(t.dy))]
+    z = torch.nn.functional.batch_norm(rows[0], None, None, weight, bias, training=True)
+    y = torch.nn.functional.gelu(z + rows[1])
+    (y * rows[2]).sum().backward()
+    bn = (nc.BatchNorm2d if len(shape) == 4 else nc.BatchNorm1d)(
+        3, dtype=np.float64, activation="gelu"
+    )
+    bn.weight[...], bn.bias[...] = t.weight, t.bias
+    found = bn(t.x, residual=2 * t.dy, mask=mask)
+    np.testing.assert_allclose(packed(found, mask, 1), y.detach(), rtol=1e-12, atol=1e-13)
+    gradients = bn.backward_residual(t.dy)
+    for name, values, wanted in zip(
+        gradients._fields, gradients, (x, weight, bias, residual), strict=True
+    ):
+        np.testing.assert_allclose(values, wanted.grad, rtol=1e-9, atol=1e-11, err_msg=name)

@@ -34,6 +34,11 @@ from .batch_renorm import (
     batch_renorm_forward,
     renorm_affine,
 )
+from .ghost import (
+    ghost_batch_norm_activation_backward,
+    ghost_batch_norm_backward,
+    ghost_batch_norm_forward,
+)
 from .gradients import Gradients, RMSGradients
 from .group_norm import (
     group_norm,
@@ -76,6 +81,9 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_backward",
     "batch_renorm_forward",
+    "ghost_batch_norm_activation_backward",
+    "ghost_batch_norm_backward",
+    "ghost_batch_norm_forward",
     "group_norm",
     "group_norm_activation_backward",
     "group_norm_backward",

@@ -39,7 +39,7 @@ def batch_norm(
     Parameters
     ----------
     x : array_like
-        Two or more axes; float32 or float64.
+        Two or more axes; float32, float64, float16 or bfloat16 (of ml_dtypes).
     running_mean, running_var : array_like or None
         (C,), float32 or float64. Evaluation normalizes by them. Training normalizes by the mean
         and the population variance of the batch, and updates them in place (then they must be
@@ -164,7 +164,7 @@ def batch_norm_forward(
     Parameters
     ----------
     x : array_like
-        Two or more axes; float32 or float64.
+        Two or more axes; float32, float64, float16 or bfloat16 (of ml_dtypes).
     weight, bias : array_like, optional
         (C,), float32 or float64; 1 and 0 if None.
     running_mean, running_var : ndarray, optional

@@ -122,7 +122,7 @@ def batch_renorm_forward(
     Parameters
     ----------
     x : array_like
-        Two or more axes; float32 or float64.
+        Two or more axes; float32, float64, float16 or bfloat16 (of ml_dtypes).
     running_mean, running_var : ndarray
         (C,), read first, then updated in place as in `batch_norm`.
     weight, bias : array_like, optional
