@@ -21,7 +21,7 @@ def lengths(value: Any) -> tuple[int, ...]:
     if type(value) is int and value >= 0:
         return (value,)
     if type(value) is not tuple:
-        if isinstance(value, np.integer):
+        if isinstance(value, int | np.integer):
             value = (value,)
         try:
             value = tuple(value)
@@ -31,16 +31,16 @@ def lengths(value: Any) -> tuple[int, ...]:
             ) from None
     if not value:
         raise ValueError("normalized_shape: expected at least one length, got none")
-    return tuple(_length("normalized_shape", n) for n in value)
+    return tuple(_length(n) for n in value)
 
 
-def _length(name: str, value: Any) -> int:
+def _length(value: Any) -> int:
     if type(value) is int and value >= 0:
         return value
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int or a sequence of int, got {value!r}")
+        raise TypeError(f"normalized_shape: expected an int or a sequence of int, got {value!r}")
     if value < 0:
-        raise ValueError(f"{name}: expected lengths of at least 0, got {value}")
+        raise ValueError(f"normalized_shape: expected lengths of at least 0, got {value}")
     return int(value)
 
 
