@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import check
-from .functional.batch import batch_norm, batch_norm_backward, batch_norm_forward, train
-from .layer import Layer, LayerGradients, Saved
+from .functional.batch import batch_norm, train
+from .functional.batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .functional.ghost import (
+    ghost_batch_norm_activation_backward,
+    ghost_batch_norm_backward,
+    train_chunks,
+)
+from .functional.gradients import Gradients
+from .fused import FusedLayer
+from .layer import Saved
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from .stats import ChannelStats
+
 Array = np.ndarray[Any, Any]
 
 
-class BatchNorm(Layer):
+class BatchNorm(FusedLayer):
     """What `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` have in common.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, for each channel.
+    y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), for each channel.
 
     Training normalizes by the mean and population variance of the batch and moves the running
     statistics towards them (towards the unbiased variance); evaluation normalizes by the running
@@ -43,9 +53,16 @@ class BatchNorm(Layer):
     axis : int, optional
         The channel axis: 1 for channels-first, -1 for channels-last.
     dtype : dtype, optional
-        Of parameters and running statistics, float32 or float64. x may be the other one.
+        Of parameters and running statistics, float32 or float64. x may be another one.
     skip_nonfinite : bool, optional
         Leave the running statistics of a channel alone where the batch's are NaN or infinite.
+    activation : {None, "relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
+        Fused into the same pass over memory; as in `normcore.functional.batch_norm`.
+    virtual_batch_size : int, optional
+        Ghost batch normalization: in training, normalize this many samples at a time, each chunk
+        by statistics of its own; `normcore.functional.ghost_batch_norm_forward` says how. To the
+        running statistics (with ``momentum=None`` above all) and to ``num_batches_tracked`` every
+        chunk is a batch. Evaluation ignores it.
 
     Raises
     ------
@@ -72,8 +89,10 @@ class BatchNorm(Layer):
         axis: int = 1,
         dtype: DTypeLike = np.float32,
         skip_nonfinite: bool = False,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(activation)
         self.num_features = check.size("num_features", num_features)
         self.eps = check.eps(eps)
         self.momentum = None if momentum is None else check.momentum(momentum)
@@ -82,26 +101,50 @@ class BatchNorm(Layer):
         self.axis = check.layer_axis(axis, max(self.ranks))
         self.dtype = check.layer_dtype(dtype)
         self.skip_nonfinite = bool(skip_nonfinite)
+        self.virtual_batch_size = None
+        if virtual_batch_size is not None:
+            self.virtual_batch_size = check.size("virtual_batch_size", virtual_batch_size)
+        self._pool: ChannelStats | None = None
         self.weight = np.ones(num_features, self.dtype) if affine else None
         self.bias = np.zeros(num_features, self.dtype) if affine else None
         self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
         self.running_var = np.ones(num_features, self.dtype) if track_running_stats else None
         self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
 
-    def __call__(self, x: ArrayLike, out: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: ArrayLike,
+        out: Array | None = None,
+        *,
+        residual: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
         """The same as `forward`."""
-        return self.forward(x, out)
+        return self.forward(x, out, residual=residual, mask=mask)
 
-    def forward(self, x: ArrayLike, out: Array | None = None) -> Array:
+    def forward(
+        self,
+        x: ArrayLike,
+        out: Array | None = None,
+        *,
+        residual: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
         """Normalize x: by the statistics of the batch in training, else by the running ones.
 
         Parameters
         ----------
         x : array_like
-            float32 or float64, with ``num_features`` channels along ``axis``. In training mode
-            the layer refers to x until the next forward, for `backward`: do not change it.
+            float32, float64, float16 or bfloat16, with ``num_features`` channels along ``axis``.
+            In training mode the layer refers to x (and to mask and residual) until the next
+            forward, for `backward`: do not change them.
         out : ndarray, optional
             Receives y. May be x; in training `backward` then needs a copy of x.
+        residual : array_like, optional
+            Added before the activation; shape and dtype of x.
+        mask : array_like, optional
+            Which positions count, in x's shape without the channel axis; as in
+            `normcore.functional.batch_norm`.
 
         Returns
         -------
@@ -114,8 +157,17 @@ class BatchNorm(Layer):
             As in `normcore.functional.batch_norm`. The layer is then as it was.
         """
         x = self._input(x)
+        if residual is not None:
+            residual = check.array("residual", residual)
         if self._by_batch():
-            return self._forward_by_batch(x, out)
+            with self._lock if self.training else nullcontext():
+                if self._pool is not None:  # for `normcore.update_bn`
+                    self._pool.update(x, mask=mask)
+                update = self.training and self._pool is None
+                y, saved = self._train(x, out, residual, mask, update)
+                if self.training:
+                    self._saved = saved
+            return y
         y = batch_norm(
             x,
             self.running_mean,
@@ -127,93 +179,82 @@ class BatchNorm(Layer):
             self.eps,
             axis=self.axis,
             out=out,
+            mask=mask,
+            residual=residual,
+            activation=self.activation,
         )
         if self.training:
-            self._saved = Saved(_kept(x, out), *self._running(), False)
+            self._saved = self._save(x, out, residual, mask, *self._running(), False)
         return y
 
-    def _forward_by_batch(self, x: Array, out: Array | None) -> Array:
+    def _train(
+        self, x: Array, out: Array | None, residual: Array | None, mask: Any, update: bool
+    ) -> tuple[Array, Saved]:
+        """Normalize by the statistics of the batch; `update` the running ones, if there are any."""
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        with self._lock if self.training else nullcontext():
-            if self.training and self.num_batches_tracked is not None:
-                running = (self.running_mean, self.running_var, self.num_batches_tracked)
-                if self.momentum is None:
-                    momentum = 1 / (int(self.num_batches_tracked) + 1)
-            y, mean, rstd = train(
-                x,
-                self.weight,
-                self.bias,
-                *running,
-                momentum,
-                self.eps,
-                self.axis,
-                out,
-                self.skip_nonfinite,
+        if update:
+            running = (self.running_mean, self.running_var, self.num_batches_tracked)
+        if self.virtual_batch_size is not None and self.training:
+            y, mean, rstd = train_chunks(
+                *(x, self.virtual_batch_size, self.weight, self.bias, *running, self.momentum),
+                *(self.eps, self.axis, out, self.skip_nonfinite, mask, residual, self.activation),
             )
-            if self.training:
-                self._saved = Saved(_kept(x, out), mean, rstd, True)
-        return y
-
-    def backward(
-        self, dy: ArrayLike, x: ArrayLike | None = None, out: Array | None = None
-    ) -> LayerGradients:
-        """Gradients of the last training-mode forward, or of an evaluation-mode forward of x.
-
-        Parameters
-        ----------
-        dy : array_like
-            Gradient of the loss with respect to y.
-        x : array_like, optional
-            The input of the forward. Needed in evaluation mode, where a forward keeps nothing,
-            and if the forward wrote y over x.
-        out : ndarray, optional
-            Receives dx. May be dy or x.
-
-        Returns
-        -------
-        LayerGradients
-            ``(dx, dweight, dbias)``; the last two are None if the layer is not affine, or is
-            frozen with ``freeze(affine=True)``.
-
-        Raises
-        ------
-        RuntimeError
-            If x is needed and not given.
-        TypeError, ValueError
-            As in `normcore.functional.batch_norm_backward`.
-        """
-        saved = self._saved if self.training else None
-        if saved is None:
-            if x is None:
-                raise RuntimeError(
-                    "backward: no training-mode forward to differentiate; evaluation keeps no "
-                    "input, so pass it: backward(dy, x)"
-                )
-            x = self._input(x)
-            saved = self._statistics_of(x)
-        elif x is None:
-            x = saved.x
-            if x is None:
-                raise RuntimeError(
-                    "backward: x was overwritten by forward(x, out=x); pass a copy of it made "
-                    "before: backward(dy, x)"
-                )
         else:
-            x = self._input(x)
-        gradients = batch_norm_backward(
-            dy,
-            x,
-            saved.mean,
-            saved.rstd,
-            self.weight,
-            training=saved.batch_statistics,
+            y, mean, rstd = train(
+                *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
+                *(self.skip_nonfinite, mask, residual, self.activation),
+            )
+        return y, self._save(x, out, residual, mask, mean, rstd, True)
+
+    def _step(self) -> int:
+        """How many batches the running statistics have seen."""
+        return 0 if self.num_batches_tracked is None else int(self.num_batches_tracked)
+
+    def _factor(self) -> float:
+        """The weight of the next batch in the running statistics."""
+        return 1 / (self._step() + 1) if self.momentum is None else self.momentum
+
+    def _activation_gradient(
+        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
+    ) -> Array:
+        if saved.mean.ndim == 2:  # of each chunk
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_activation_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight, self.bias),
+                activation=self.activation,
+                residual=saved.residual,
+                axis=self.axis,
+                out=out,
+            )
+        return batch_norm_activation_backward(
+            *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
+            activation=self.activation,
+            residual=saved.residual,
             axis=self.axis,
             out=out,
         )
-        if self.weight is None or self._frozen_affine:
-            return LayerGradients(gradients.dx, None, None)
-        return LayerGradients(*gradients)
+
+    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        if saved.mean.ndim == 2:
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight),
+                axis=self.axis,
+                out=out,
+                mask=saved.mask,
+            )
+        return batch_norm_backward(
+            *(dy, x, saved.mean, saved.rstd, self.weight),
+            training=saved.batch_statistics,
+            axis=self.axis,
+            out=out,
+            mask=saved.mask,
+        )
+
+    def _recomputed(self, x: Array, mask: Any) -> Saved:
+        if self._by_batch():
+            return self._train(x, None, None, mask, False)[1]
+        return Saved(x, *self._running(), False)
 
     def _by_batch(self) -> bool:
         """Does a forward use the statistics of the batch now?"""
@@ -225,13 +266,6 @@ class BatchNorm(Layer):
             raise RuntimeError(f"{type(self).__name__} has no running statistics")
         mean, var = self.running_mean.astype(np.float64), self.running_var.astype(np.float64)
         return mean, 1 / np.sqrt(var + self.eps)
-
-    def _statistics_of(self, x: Array) -> Saved:
-        """What a training-mode forward of x would have kept."""
-        if self._by_batch():
-            _, mean, rstd = batch_norm_forward(x, eps=self.eps, axis=self.axis)
-            return Saved(x, mean, rstd, True)
-        return Saved(x, *self._running(), False)
 
     def _input(self, x: Any) -> Array:
         found: Array = check.array("x", x)
@@ -248,25 +282,30 @@ class BatchNorm(Layer):
             )
         return found
 
+    def _shown(self) -> dict[str, Any]:
+        """The options that `repr` always shows."""
+        return {
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "affine": self.affine,
+            "track_running_stats": self.track_running_stats,
+        }
+
     def __repr__(self) -> str:
-        extra = "".join(
-            f", {name}={value}"
+        shown = self._shown()
+        shown.update(
+            (name, value)
             for name, value, default in (
                 ("axis", self.axis, 1),
                 ("dtype", self.dtype.name, "float32"),
                 ("skip_nonfinite", self.skip_nonfinite, False),
+                ("activation", self.activation, None),
+                ("virtual_batch_size", self.virtual_batch_size, None),
             )
             if value != default
         )
-        return (
-            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}{extra})"
-        )
-
-
-def _kept(x: Array, out: Array | None) -> Array | None:
-    return x if out is None or not np.may_share_memory(x, out) else None
+        options = "".join(f", {name}={value}" for name, value in shown.items())
+        return f"{type(self).__name__}({self.num_features}{options})"
 
 
 class BatchNorm1d(BatchNorm):
