@@ -38,6 +38,28 @@ class FusedLayer(Layer):
         check.activation(activation)
         self.activation = activation
 
+    def __call__(
+        self,
+        x: ArrayLike,
+        out: Array | None = None,
+        *,
+        residual: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """The same as `forward`."""
+        return self.forward(x, out, residual=residual, mask=mask)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        out: Array | None = None,
+        *,
+        residual: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """Normalize x, add residual, apply the activation."""
+        raise NotImplementedError
+
     def _input(self, x: Any) -> Array:
         """x, if it is as this layer expects it."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import axes, check
-from .batchnorm import BatchNorm
 from .functional.gradients import Gradients
 from .functional.instance_norm import (
     instance_norm_activation_backward,
@@ -15,6 +14,7 @@ from .functional.instance_norm import (
     train,
 )
 from .layer import LayerGradients, ResidualGradients, Saved
+from .running import RunningLayer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-class InstanceNorm(BatchNorm):
+class InstanceNorm(RunningLayer):
     """What `InstanceNorm1d`, `InstanceNorm2d` and `InstanceNorm3d` have in common.
 
     y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), for each channel of
@@ -31,7 +31,7 @@ class InstanceNorm(BatchNorm):
     Without running statistics, training and evaluation both normalize by the mean and population
     variance of each channel of each sample. With them, training does so and moves them towards the
     mean over the samples of their means and unbiased variances, and evaluation normalizes by them,
-    as batch normalization does. State and modes are batch normalization's throughout.
+    as batch normalization does.
 
     Parameters
     ----------
@@ -82,10 +82,7 @@ class InstanceNorm(BatchNorm):
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats),
-            axis=axis,
-            dtype=dtype,
-            skip_nonfinite=skip_nonfinite,
-            activation=activation,
+            *(axis, dtype, skip_nonfinite, activation),
         )
         axes.behind_samples(self.axis % self.ranks[0])
 
@@ -179,12 +176,10 @@ class InstanceNorm(BatchNorm):
         self, x: Array, out: Array | None, residual: Array | None, mask: Any, update: bool
     ) -> tuple[Array, Saved]:
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
-        momentum = 0.0
-        if update and self.num_batches_tracked is not None:
+        if update:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
-            momentum = self._factor()
         y, mean, rstd = train(
-            *(x, self.weight, self.bias, *running, momentum, self.eps, self.axis, out),
+            *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
             *(self.skip_nonfinite, mask, residual, self.activation),
         )
         return y, self._save(x, out, residual, mask, mean, rstd, True)

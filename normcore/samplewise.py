@@ -33,17 +33,6 @@ class SamplewiseLayer(FusedLayer):
         """(y, mean, rstd)."""
         raise NotImplementedError
 
-    def __call__(
-        self,
-        x: ArrayLike,
-        out: Array | None = None,
-        *,
-        residual: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-    ) -> Array:
-        """The same as `forward`."""
-        return self.forward(x, out, residual=residual, mask=mask)
-
     def forward(
         self,
         x: ArrayLike,

@@ -155,6 +155,11 @@ def test_is_group_norm_with_a_channel_in_each_group(backend):
         np.testing.assert_array_equal(a, b)
 
 
+def test_update_bn_is_for_batch_norm():
+    with pytest.raises(TypeError, match="expected batch norm layers, got InstanceNorm1d"):
+        nc.update_bn([tracked()], [X], lambda x: x)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
 def test_an_empty_batch_is_not_counted(backend, shape):
     norm = tracked()
