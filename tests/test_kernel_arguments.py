@@ -135,6 +135,8 @@ def test_wrong_array_is_refused(
             continue
         if key == "mask" and fault in (_swapped, _unaligned):
             continue  # single bytes
+        if fault is _half and (name, key) == ("moments", "x"):
+            continue  # no other array says which dtype it should have
         values[key] = fault(values[key])
         if not _refused(backend, case, name, values):
             accepted.append(key)
