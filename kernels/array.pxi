@@ -5,7 +5,11 @@ from libc.math cimport isfinite, sqrt
 
 cimport numpy as cnp
 
+from normcore.kernels.table import ACTIVATIONS as _activations
+
 cnp.import_array()
+
+cdef int ACTIVATIONS = len(_activations)
 
 cdef struct Parameter:
     # One value per channel, in float32 or float64; neither: not given.
@@ -51,7 +55,7 @@ cdef int check(cnp.ndarray a, str name, Py_ssize_t size) except -1:
 cdef int check_real(cnp.ndarray a, str name, Py_ssize_t size, int typenum) except -1:
     check(a, name, size)
     if cnp.PyArray_TYPE(a) != typenum:
-        refuse(name, "float64" if typenum == cnp.NPY_FLOAT64 else "float32", a.dtype)
+        refuse(name, cnp.PyArray_DescrFromType(typenum), a.dtype)
     return 0
 
 
@@ -67,6 +71,62 @@ cdef int real_type(cnp.ndarray x, str name) except -1:
     if typenum != cnp.NPY_FLOAT32 and typenum != cnp.NPY_FLOAT64:
         raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}")
     return typenum
+
+
+# How x, y, dy and dx are stored: every element type has its table of C functions.
+cdef enum Storage:
+    F32
+    F64
+    F16
+    BF16
+
+
+cdef int bfloat16 = -1  # ml_dtypes registers its type at run time: known once an array of it came
+
+
+cdef Storage storage_of(cnp.ndarray x, str name) except *:
+    global bfloat16
+    cdef int typenum = cnp.PyArray_TYPE(x)
+    if typenum == cnp.NPY_FLOAT32:
+        return F32
+    if typenum == cnp.NPY_FLOAT64:
+        return F64
+    if typenum == cnp.NPY_FLOAT16:
+        return F16
+    if typenum != bfloat16:
+        if x.dtype.name != "bfloat16":
+            raise TypeError(
+                f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+        bfloat16 = typenum
+    return BF16
+
+
+cdef const char *optional_input(
+    object given, str name, Py_ssize_t size, int typenum
+) except? NULL:
+    # The data of an array like x, or NULL for None.
+    if given is None:
+        return NULL
+    if not isinstance(given, cnp.ndarray):
+        raise TypeError(f"{name}: expected an array or None, got {type(given).__name__}")
+    check_real(given, name, size, typenum)
+    return <const char *>cnp.PyArray_DATA(<cnp.ndarray>given)
+
+
+cdef const unsigned char *mask_data(object given) except? NULL:
+    # The bytes of a mask, or NULL for None; whoever calls looks at the size.
+    if given is None:
+        return NULL
+    if not isinstance(given, cnp.ndarray):
+        raise TypeError(f"mask: expected an array or None, got {type(given).__name__}")
+    check_real(given, "mask", cnp.PyArray_SIZE(given), cnp.NPY_UINT8)
+    return <const unsigned char *>cnp.PyArray_DATA(<cnp.ndarray>given)
+
+
+cdef int check_activation(int activation) except -1:
+    if not 0 <= activation < ACTIVATIONS:
+        refuse("activation", f"a number from 0 to {ACTIVATIONS - 1}", activation)
+    return 0
 
 
 cdef int check_threads(int threads) except -1:

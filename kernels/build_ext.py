@@ -21,9 +21,9 @@ VECTORIZED = ("nchw_cy", "nc_cy")
 
 # -mprefer-vector-width: GCC and Clang otherwise keep AVX-512 code at 256 bits.
 X86_64_FLAGS = {
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
-        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
         "-mprefer-vector-width=512",
     ],
 }

@@ -12,9 +12,13 @@ cdef extern from *:
     #define NORMCORE_MAX_THREADS 1
     #endif
     #if defined(__x86_64__)
+    #include <cpuid.h>
     static int cpu_has_avx2(void) {
+        /* Not every compiler's cpu_supports knows f16c. */
+        unsigned eax, ebx, ecx = 0, edx;
         __builtin_cpu_init();
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+            && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
     }
     static int cpu_has_avx512(void) {
         __builtin_cpu_init();

@@ -27,6 +27,9 @@
 #define VECTOR_BYTES 16
 #endif
 
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+
 #define KERNEL static __attribute__((noinline))
 #define UNROLLED _Pragma("GCC unroll 4")
 #define INLINE static inline __attribute__((always_inline))
@@ -38,8 +41,19 @@
 
 typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef float store_t_f32;
+typedef double store_t_f64;
 typedef vec_f64 loose_f64 __attribute__((aligned(8), may_alias));
 typedef vec_f32 loose_f32 __attribute__((aligned(4), may_alias));
+
+INLINE vec_f32 load_f32(const float *p) { return *(const loose_f32 *)p; }
+INLINE vec_f64 load_f64(const double *p) { return *(const loose_f64 *)p; }
+INLINE void store_f32(float *p, vec_f32 v) { *(loose_f32 *)p = v; }
+INLINE void store_f64(double *p, vec_f64 v) { *(loose_f64 *)p = v; }
+INLINE float get_f32(const float *p) { return *p; }
+INLINE double get_f64(const double *p) { return *p; }
+INLINE void put_f32(float *p, float v) { *p = v; }
+INLINE void put_f64(double *p, double v) { *p = v; }
 
 /* DOUBLES elements as doubles. GCC 12 makes two halves and an insert of __builtin_convertvector:
    sums of a 16 KB row took 2.7 ns per 16 elements with it. */
@@ -56,12 +70,7 @@ INLINE vec_f64 widen_f32(const float *p) {
 }
 INLINE vec_f64 widen_f64(const double *p) { return *(const loose_f64 *)p; }
 
-INLINE vec_f32 load_f32(const float *p) { return *(const loose_f32 *)p; }
-INLINE vec_f64 load_f64(const double *p) { return *(const loose_f64 *)p; }
-INLINE void store_f32(float *p, vec_f32 v) { *(loose_f32 *)p = v; }
-INLINE void store_f64(double *p, vec_f64 v) { *(loose_f64 *)p = v; }
-
-/* A store that does not first read the line it overwrites; p is aligned to VECTOR_BYTES. */
+/* A store that does not first read the line it overwrites; p is aligned to what is stored. */
 INLINE void stream_f64(double *p, vec_f64 v) {
 #if defined(__AVX512F__)
     _mm512_stream_pd(p, (__m512d)v);
@@ -100,11 +109,15 @@ INLINE ptrdiff_t line_head(const void *p, ptrdiff_t itemsize, ptrdiff_t len) {
 
 /* The sum of LANES lanes, always in the same order. */
 INLINE double lane_sum(const double *lanes) {
-    double total = 0.0;
-    for (int i = 0; i < LANES; i++)
-        total += lanes[i];
+    const vec_f64 v = (load_f64(lanes) + load_f64(lanes + DOUBLES)) +
+                      (load_f64(lanes + 2 * DOUBLES) + load_f64(lanes + 3 * DOUBLES));
+    double total = v[0];
+    for (int i = 1; i < DOUBLES; i++)
+        total += v[i];
     return total;
 }
+
+#include "halves.h"
 
 /* A shift near the mean of a channel: the median of three short means, taken at its beginning, in
    its middle and at its end. Equal elements give exactly that element (the means are over 1, 2 or
@@ -117,30 +130,39 @@ INLINE double median3(double a, double b, double c) {
 }
 
 /* Of 1, 2 or 4 elements, `stride` apart. */
-#define SHORT_MEAN(NAME, REAL)                                                                 \
-    INLINE double NAME(const REAL *x, ptrdiff_t stride, ptrdiff_t len) {                       \
+#define SHORT_MEAN(SUFFIX)                                                                     \
+    INLINE double PASTE(short_mean, SUFFIX)(const PASTE(store_t, SUFFIX) *x, ptrdiff_t stride, \
+                                            ptrdiff_t len) {                                   \
+        const double first = PASTE(get, SUFFIX)(x);                                            \
         if (len == 1)                                                                          \
-            return x[0];                                                                       \
-        const double pair = (double)x[0] + x[stride];                                          \
-        return len == 2 ? pair / 2                                                             \
-                        : (pair + ((double)x[2 * stride] + x[3 * stride])) / 4;                \
+            return first;                                                                      \
+        const double pair = first + PASTE(get, SUFFIX)(x + stride);                            \
+        if (len == 2)                                                                          \
+            return pair / 2;                                                                   \
+        const double third = PASTE(get, SUFFIX)(x + 2 * stride);                               \
+        return (pair + (third + PASTE(get, SUFFIX)(x + 3 * stride))) / 4;                      \
     }
-SHORT_MEAN(short_mean_f32, float)
-SHORT_MEAN(short_mean_f64, double)
+SHORT_MEAN(f32)
+SHORT_MEAN(f64)
+SHORT_MEAN(f16)
+SHORT_MEAN(bf16)
 
 /* The largest of 1, 2, 4 that is not above len. */
 INLINE ptrdiff_t few(ptrdiff_t len) { return len < 2 ? 1 : len < 4 ? 2 : 4; }
 
 /* The coefficients of one channel. The mean comes in two parts, so that x - hi is exact when the
-   mean is large against the deviations:
+   mean is large against the deviations; dy_shift is near the channel's mean of dy likewise:
 
    forward   y  = ((x - hi) - lo) * scale + bias
-   backward  dx = scale * ((dy - mean_dy_hi) - (((x - hi) - lo) * slope + mean_dy_lo)) */
+   backward  dx = (dy - dy_shift) * scale - (((x - hi) - lo) * slope + rest) */
 typedef struct {
-    double hi, lo, scale, bias, slope, mean_dy_hi, mean_dy_lo;
-    /* float32 intermediates could overflow or lose digits: compute in float64. */
-    double wide;
+    double hi, lo, scale, bias, slope, dy_shift, rest;
+    double kind; /* PLAIN_CHANNEL, WIDE_CHANNEL or EMPTY_CHANNEL */
 } Channel;
+
+/* WIDE: float32 intermediates could overflow or lose digits; compute in float64.
+   EMPTY: nothing counts (rstd is 0); y is bias, whatever x is. */
+enum { PLAIN_CHANNEL, WIDE_CHANNEL, EMPTY_CHANNEL };
 
 /* Bounds beyond which float32 intermediates could overflow although the result does not. With
    |mean| <= 4e37 and |x| <= 3e38, x - mean is finite; |x - mean| <= sqrt(count) * std. What is not
@@ -149,8 +171,8 @@ INLINE int is_wide(double mean, double rstd, double scale) {
     return isfinite(mean) && isfinite(scale) && rstd > 0.0 &&
            (fabs(mean) > 4e37 || rstd < 1e-30 || rstd > 1e30 || fabs(scale) > 1e30);
 }
-
-#define PASTE_(a, b) a##_##b
-#define PASTE(a, b) PASTE_(a, b)
+INLINE int is_wide_slope(double slope) {
+    return isfinite(slope) && slope != 0.0 && (fabs(slope) > 1e30 || fabs(slope) < 1e-30);
+}
 
 #endif

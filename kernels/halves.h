@@ -1,0 +1,175 @@
+/* float16 (IEEE binary16) and bfloat16 as storage: loaded as floats, rounded once, to nearest even,
+   on store. Included by simd.h.
+
+   Both are kept as their bits. vec_f16 and vec_bf16 are vectors of floats: what is computed in. */
+
+typedef uint16_t store_t_f16;
+typedef uint16_t store_t_bf16;
+typedef vec_f32 vec_f16;
+typedef vec_f32 vec_bf16;
+#define FLOATS (VECTOR_BYTES / 4)
+
+INLINE float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+INLINE uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float get_bf16(const store_t_bf16 *p) { return float_of_bits((uint32_t)*p << 16); }
+INLINE void put_bf16(store_t_bf16 *p, float value) {
+    const uint32_t bits = bits_of_float(value);
+    *p = (uint16_t)(value != value ? (bits >> 16) | 0x40
+                                   : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__F16C__)
+INLINE float get_f16(const store_t_f16 *p) { return _cvtsh_ss(*p); }
+INLINE void put_f16(store_t_f16 *p, float value) { *p = _cvtss_sh(value, 0); }
+#else
+INLINE float get_f16(const store_t_f16 *p) {
+    const uint32_t sign = (uint32_t)(*p & 0x8000) << 16, rest = *p & 0x7fff;
+    if (rest >= 0x7c00) /* infinity, NaN */
+        return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    /* The exponent's bias differs by 112; the product also makes subnormals right. */
+    return float_of_bits(sign | bits_of_float(float_of_bits(rest << 13) * 0x1p112f));
+}
+INLINE void put_f16(store_t_f16 *p, float value) {
+    const uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000;
+    uint32_t rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) { /* NaN */
+        *p = (uint16_t)(sign | 0x7e00 | (rest >> 13 & 0x3ff));
+        return;
+    }
+    if (rest >= 0x47800000) { /* 65536 and more */
+        *p = (uint16_t)(sign | 0x7c00);
+        return;
+    }
+    if (rest < 0x38800000) { /* below 2^-14: adding 0.5 rounds to a multiple of 2^-24 */
+        rest = bits_of_float(float_of_bits(rest) + 0.5f) - bits_of_float(0.5f);
+    } else {
+        rest += 0xfff + (rest >> 13 & 1);
+        rest = (rest - ((uint32_t)112 << 23)) >> 13;
+    }
+    *p = (uint16_t)(sign | rest);
+}
+#endif
+
+/* FLOATS elements as floats, and back. */
+INLINE vec_f32 load_f16(const store_t_f16 *p) {
+#if defined(__AVX512F__)
+    return (vec_f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+    return (vec_f32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vec_f32 v;
+    for (int i = 0; i < FLOATS; i++)
+        v[i] = get_f16(p + i);
+    return v;
+#endif
+}
+INLINE vec_f32 load_bf16(const store_t_bf16 *p) {
+#if defined(__AVX512F__)
+    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return (vec_f32)_mm512_slli_epi32(v, 16);
+#elif defined(__AVX2__)
+    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vec_f32)_mm256_slli_epi32(v, 16);
+#elif defined(__x86_64__)
+    const __m128i v = _mm_loadl_epi64((const __m128i *)p);
+    return (vec_f32)_mm_unpacklo_epi16(_mm_setzero_si128(), v);
+#else
+    vec_f32 v;
+    for (int i = 0; i < FLOATS; i++)
+        v[i] = get_bf16(p + i);
+    return v;
+#endif
+}
+
+/* FLOATS halves, as they are stored. */
+typedef uint16_t half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef half_vector loose_halves __attribute__((aligned(2), may_alias));
+
+INLINE half_vector halves_of_f16(vec_f32 v) {
+#if defined(__AVX512F__)
+    return (half_vector)_mm512_cvtps_ph((__m512)v, 0);
+#elif defined(__F16C__)
+    return (half_vector)_mm256_cvtps_ph((__m256)v, 0);
+#else
+    uint16_t bits[FLOATS];
+    half_vector packed;
+    for (int i = 0; i < FLOATS; i++)
+        put_f16(bits + i, v[i]);
+    memcpy(&packed, bits, sizeof packed);
+    return packed;
+#endif
+}
+/* Not the CPU's own instruction (AVX512_BF16): that one takes subnormals for zeros. */
+INLINE half_vector halves_of_bf16(vec_f32 v) {
+    typedef int32_t vec_i32 __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
+    const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v);
+    const vec_u32 rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+    /* Shifted with the sign, they fit 16 bits with sign, and packing does not saturate. */
+    const vec_i32 high = (vec_i32)((rounded & ~is_nan) | (quiet & is_nan)) >> 16;
+#if defined(__AVX512F__)
+    return (half_vector)_mm512_cvtepi32_epi16((__m512i)high);
+#elif defined(__AVX2__)
+    const __m256i packed = _mm256_packs_epi32((__m256i)high, (__m256i)high);
+    return (half_vector)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
+#else
+    half_vector packed;
+    for (int i = 0; i < FLOATS; i++)
+        packed[i] = (uint16_t)high[i];
+    return packed;
+#endif
+}
+
+INLINE void store_f16(store_t_f16 *p, vec_f32 v) { *(loose_halves *)p = halves_of_f16(v); }
+INLINE void store_bf16(store_t_bf16 *p, vec_f32 v) { *(loose_halves *)p = halves_of_bf16(v); }
+
+INLINE void stream_halves(uint16_t *p, half_vector v) {
+#if defined(__AVX512F__)
+    _mm256_stream_si256((__m256i *)p, (__m256i)v);
+#elif defined(__AVX__)
+    _mm_stream_si128((__m128i *)p, (__m128i)v);
+#elif defined(__x86_64__)
+    _mm_stream_si64((long long *)p, (long long)v);
+#else
+    *(half_vector *)p = v;
+#endif
+}
+INLINE void stream_f16(store_t_f16 *p, vec_f32 v) { stream_halves(p, halves_of_f16(v)); }
+INLINE void stream_bf16(store_t_bf16 *p, vec_f32 v) { stream_halves(p, halves_of_bf16(v)); }
+
+/* DOUBLES elements as doubles. */
+INLINE vec_f64 widen_f16(const store_t_f16 *p) {
+#if defined(__AVX512F__)
+    return (vec_f64)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__F16C__)
+    return (vec_f64)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    vec_f64 v;
+    for (int i = 0; i < DOUBLES; i++)
+        v[i] = get_f16(p + i);
+    return v;
+#endif
+}
+INLINE vec_f64 widen_bf16(const store_t_bf16 *p) {
+#if defined(__AVX512F__)
+    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (vec_f64)_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)));
+#elif defined(__AVX2__)
+    const __m128i v = _mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return (vec_f64)_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(v, 16)));
+#else
+    vec_f64 v;
+    for (int i = 0; i < DOUBLES; i++)
+        v[i] = get_bf16(p + i);
+    return v;
+#endif
+}
