@@ -23,10 +23,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from normcore.kernels import table
 from normcore.kernels.table import ACTIVATIONS, KERNELS, SIZES
 
 from normcore import reference_kernels
+from normcore.kernels import table
 
 Array = np.ndarray[Any, Any]
 KERNEL = {(kernel.family, kernel.name): kernel for kernel in KERNELS}

@@ -1,5 +1,4 @@
-"""Every pass of a case, run and held against the truth; and run one after the other, as layers do.
-"""
+"""Every pass of a case, held against the truth; and all of them in a row, as layers run them."""
 
 from __future__ import annotations
 
@@ -7,7 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from kernel_cases import CHANNELS, EPS, KERNEL, Array, Backend, Case, arguments, inputs, kept
+from kernel_cases import (
+    CHANNELS,
+    EPS,
+    KERNEL,
+    Array,
+    Backend,
+    Case,
+    arguments,
+    inputs,
+    kept,
+    layout,
+)
 from kernel_truth import (
     activation_gradient,
     applied,
@@ -36,10 +46,10 @@ class Errors:
         self.poison: dict[str, Array] = {}
         if case.mask is not None:
             # What does not count may hold anything.
-            aside = ~kept(case)
+            aside = np.flatnonzero(~kept(case))
             for name in ("x", "dy"):
                 self.poison[name] = given[name].copy()
-                self.poison[name][aside] = np.nan
+                self.poison[name][aside[::2]], self.poison[name][aside[1::2]] = np.nan, np.inf
 
     def run(self, name: str, **given: Any) -> dict[str, Any]:
         values = arguments(self.case, **given)
@@ -47,7 +57,8 @@ class Errors:
         return values
 
     def check(self, name: str, kind: str, got: Array, want: Array, scale: Any) -> None:
-        self.found[name] = error(got, want, scale) / tolerance(kind, self.case, got.dtype)
+        size = error(got, want, scale) / tolerance(kind, self.case, got.dtype)
+        self.found[name] = max(size, self.found.get(name, 0))
 
     def full(self, name: str, got: Array, want: Array, scale: Any = None) -> None:
         scale = elementwise_scale(want) if scale is None else scale
@@ -71,21 +82,33 @@ class Errors:
                 self.check(f"{label} {name}", "variance", values[name], exact[name], exact[name])
 
     def forward(self) -> None:
-        values, exact = self.run("forward"), forward(self.case)
-        self.statistics("forward", values)
-        self.full("forward y", values["y"], exact["y"])
-        if not self.poison:
-            return
-        # A statistic of which nothing counts is 0, its y bias, whatever x holds there: only that y
-        # can be told beside NaN.
-        values = self.run("forward", **self.poison)
-        self.statistics("forward", values)
-        where = kept(self.case)
-        self.full("forward kept y", values["y"][where], exact["y"][where])
+        exact = forward(self.case)
+        for given in self.inputs():
+            values = self.run("forward", **given)
+            self.statistics("forward", values)
+            told = self.told(given)
+            self.full("forward y", values["y"][told], exact["y"][told])
+
+    def inputs(self) -> list[dict[str, Array]]:
+        """The case's own, and those in which what does not count is no number."""
+        return [{}, self.poison] if self.poison else [{}]
+
+    def told(self, given: dict[str, Array]) -> Any:
+        """The elements whose y can be told: where nothing of a statistic counts, y is bias."""
+        if not given:
+            return slice(None)
+        return kept(self.case) | (forward(self.case)["rstd"] == 0)[layout(self.case).statistic]
 
     def renorm(self) -> None:
-        values, exact, given = self.run("renorm"), forward(self.case), inputs(self.case)
-        self.statistics("renorm", values)
+        for given in self.inputs():
+            values = self.run("renorm", **given)
+            self.statistics("renorm", values)
+            self.correction(values)
+            y, told = renormalized(self.case, values["r"], values["d"]), self.told(given)
+            self.full("renorm y", values["y"][told], y[told])
+
+    def correction(self, values: dict[str, Any]) -> None:
+        exact, given = forward(self.case), inputs(self.case)
         r, d = reference.renorm_correction(
             *(exact["mean"], exact["var"], given["running_mean"].astype(exact["mean"].dtype)),
             *(given["running_var"].astype(exact["var"].dtype), 1.5, 0.5, EPS),
@@ -97,7 +120,6 @@ class Errors:
         sizes = np.abs(exact["mean"]) / np.sqrt(given["running_var"].astype(np.float64) + EPS)
         exact_mean = 0 if self.case.dtype == "float64" else 1e9
         self.full("renorm d", values["d"], d, np.maximum(1, sizes / (1 + exact_mean)))
-        self.full("renorm y", values["y"], renormalized(self.case, values["r"], values["d"]))
 
     def apply(self) -> None:
         exact = forward(self.case)
@@ -124,7 +146,9 @@ class Errors:
             self.check(f"{label} {name}", "sums", values[name], exact[name], size)
 
     def apply_grads(self) -> None:
-        given = {name: sums(self.case)[name].astype(np.float64) for name in ("sum_dy", "sum_dy_xmu")}
+        given = {
+            name: sums(self.case)[name].astype(np.float64) for name in ("sum_dy", "sum_dy_xmu")
+        }
         given |= saved(self.case)
         want = gradient(self.case, **given)
         scale = np.maximum(backward(replace(self.case, mask=None))["size_dx"], np.abs(want))
@@ -133,11 +157,13 @@ class Errors:
     def backward(self) -> None:
         for training in (True, False) if self.case.family in CHANNELS else (True,):
             exact = backward(self.case, training)
-            given = {**saved(self.case, training), "training": training, **self.poison}
-            values = self.run("backward", **given)
             label = "backward" if training else "backward in evaluation"
-            self.full(f"{label} dx", values["dx"], exact["dx"], exact["size_dx"])
-            self.sums(label, exact, values, ("dweight", "dbias"))
+            for given in self.inputs():
+                values = self.run(
+                    "backward", **{**given, **saved(self.case, training), "training": training}
+                )
+                self.full(f"{label} dx", values["dx"], exact["dx"], exact["size_dx"])
+                self.sums(label, exact, values, ("dweight", "dbias"))
 
     def add_forward(self) -> None:
         case = replace(self.case, addend=True, mask=None, residual=False, activation=None)
@@ -154,11 +180,11 @@ class Errors:
         self.full("add_forward y", values["y"], exact["y"])
 
 
-def errors(backend: Backend, case: Case) -> dict[str, float]:
-    """What is too far from the truth, of all passes that know the case."""
+def errors(backend: Backend, case: Case, *passes: str) -> dict[str, float]:
+    """What is too far from the truth, of some or all passes that know the case."""
     found = Errors(backend, case)
-    for name in case.passes:
-        if name in ("reduce_grads", "apply_grads") and case.d > 1:
+    for name in passes or case.passes:
+        if name not in case.passes or (name in ("reduce_grads", "apply_grads") and case.d > 1):
             continue
         getattr(found, name)()
     return {name: size for name, size in found.found.items() if size > 1}

@@ -93,7 +93,9 @@ def cells(case: Case) -> tuple[Array, Array]:
 
 @cache
 def forward(case: Case, x: bytes | None = None) -> dict[str, Array]:
-    """mean, var, rstd, sorted deviations, y and z (y before the activation); of another x if given.
+    """mean, var, rstd, sorted deviations, y, and z, which is y before the activation.
+
+    x are the bytes of another array in the place of the case's.
     """
     given, view = inputs(case), Sorted(case)
     array = given["x"] if x is None else np.frombuffer(x, case.storage)
@@ -114,9 +116,13 @@ def _applied(case: Case, view: Sorted, deviation: Array, rstd: Array) -> dict[st
     z = reference.normalize(deviation, rstd, weight, bias)
     if case.residual:
         z = z + view.full(given["residual"])
-    with np.errstate(all="ignore"):
-        y = reference.ACTIVATION[ACTIVATIONS[case.activation]](z)
-    return {"y": view.back(y), "z": view.back(z)}
+    return {"y": view.back(activated(case, z)), "z": view.back(z)}
+
+
+def activated(case: Case, z: Array) -> Array:
+    with np.errstate(all="ignore"):  # exp(-z) beyond the range is an infinity that is divided by
+        y: Array = reference.ACTIVATION[ACTIVATIONS[case.activation]](z)
+    return y
 
 
 def applied(case: Case, mean: Array | None, rstd: Array) -> dict[str, Array]:
@@ -138,7 +144,7 @@ def renormalized(case: Case, r: Array, d: Array) -> Array:
         *(view.parameter(given[name]) for name in ("weight", "bias")),
     )
     z = z if given["residual"] is None else z + view.full(given["residual"])
-    return view.back(reference.ACTIVATION[ACTIVATIONS[case.activation]](z))
+    return view.back(activated(case, z))
 
 
 def saved(case: Case, training: bool = True) -> dict[str, Array | None]:
