@@ -1,8 +1,11 @@
-"""From sums to the coefficients of the elementwise passes: the arithmetic of one channel, in Numba.
+"""From sums to the coefficients of the elementwise passes, in Numba.
+
+A statistic covers d adjacent cells (channels of one image, columns of one b), each with a weight of
+its own: cell j has weight[j % p].
 
 A value that the elementwise pass subtracts is kept as a pair high + low: a mean rounded to
 float32 is off by up to 3e-2 at 1e6, the pair by 2e-9. Where even so float32 arithmetic would
-overflow (`is_wide`), the pass uses the same coefficients in float64.
+leave its range (`WIDE`), the pass uses the same coefficients in float64.
 
 Numba only; the Cython kernels have theirs in C.
 """
@@ -18,8 +21,9 @@ from .jit import block, inline
 HIGH, LOW, SCALE, SHIFT = 0, 1, 2, 3
 """Rows of forward coefficients: y = ((x - high) - low) * scale + shift."""
 
-# dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low)); HIGH and LOW are shared.
-FACTOR, SLOPE, DY_HIGH, DY_LOW = 2, 3, 4, 5
+# dx = (dy - dy_mean) * scale - (((x - high) - low) * slope + rest), with a cell's own mean of dy:
+# where dy has a large offset, what is left of it after the first difference is small.
+SLOPE, DY_MEAN, REST = 3, 4, 5
 
 FORWARD_ROWS = 4
 BACKWARD_ROWS = 6
@@ -27,6 +31,10 @@ BACKWARD_ROWS = 6
 # Sums of a cell: x - shift and its square; dy, dy * (x - mean) and x - mean.
 FORWARD_SUMS = 2
 BACKWARD_SUMS = 3
+
+NARROW, WIDE, EMPTY = 0.0, 1.0, 2.0
+"""Whether a cell's elements take coefficients in their own dtype, in float64, or are all bias: the
+inverse deviation of a statistic of which nothing counts is 0."""
 
 # An S1*S1/count above 8*M2 means that more than 3 bits cancel: the shift was not near the mean.
 # Float32 data can spare 10 bits of their float64 sums; at 3 bits, 1024 columns of the digits were
@@ -48,9 +56,9 @@ def squares(s1, s2, count):
 
 
 @inline
-def is_bad_shift(s1, s2, count, itemsize):
+def is_bad_shift(s1, s2, count, lane_size):
     """Whether the shift was so far from the mean that digits were lost."""
-    lost = _CANCELLATION_FLOAT32 if itemsize == 4 else _CANCELLATION_FLOAT64
+    lost = _CANCELLATION_FLOAT32 if lane_size == 4 else _CANCELLATION_FLOAT64
     return s1 * (s1 / count) > lost * squares(s1, s2, count)
 
 
@@ -68,10 +76,10 @@ def _is_large(value):
 
 
 @inline
-def _is_wide(itemsize, mean, rstd, factor):
+def _is_wide(lane_size, mean, rstd, factor):
     """Whether x - mean, or its product with a factor, may leave float32's range."""
     large = (abs(mean) > 4e37) | (rstd < 1e-30) | _is_large(rstd) | _is_large(factor)
-    return (itemsize == 4) & large  # nothing is wider than float64
+    return (lane_size == 4) & large  # nothing is wider than float64
 
 
 @inline
@@ -82,37 +90,49 @@ def _put_forward(coefficients, j, mean, rest, scale, shift):
 
 
 @inline
-def _put_backward(coefficients, j, mean, rest, factor, slope, mean_dy):
+def _put_backward(coefficients, j, mean, rest, scale, slope, dy_mean, dy_rest):
     _put_pair(coefficients, HIGH, LOW, j, mean, rest)
-    _put_pair(coefficients, DY_HIGH, DY_LOW, j, mean_dy, 0.0)
-    coefficients[FACTOR, j] = factor
+    coefficients[SCALE, j] = scale
     coefficients[SLOPE, j] = slope
+    rounded = coefficients.dtype.type(dy_mean)
+    coefficients[DY_MEAN, j] = rounded
+    coefficients[REST, j] = dy_rest + scale * (dy_mean - rounded)
 
 
-# These two take a channel's weight and bias as numbers and decide without branches: an array that
+# These two take a cell's weight and bias as numbers and decide without branches: an array that
 # is passed to an inlined function with a branch costs an atomic count of references, and those
 # were half of the 31 us that the gradients of 1024 channels took.
 
 
 @inline
-def put_forward(narrow, exact, wide, j, mean, rest, rstd, weight, bias):
-    """Coefficients of cell j: y = (x - (mean + rest)) * rstd * weight + bias."""
-    scale, shift = rstd * weight, bias
-    _put_forward(narrow, j, mean, rest, scale, shift)
-    _put_forward(exact, j, mean, rest, scale, shift)
-    wide[j] = _is_wide(narrow.itemsize, mean + rest, rstd, scale)
+def put_forward(narrow, exact, kind, j, mean, rest, rstd, scale, shift):
+    """Coefficients of cell j: y = (x - (mean + rest)) * scale + shift; rstd is part of scale."""
+    empty = rstd == 0.0
+    centre, rest = (0.0, 0.0) if empty else (mean, rest)
+    scale = 0.0 if empty else scale
+    _put_forward(narrow, j, centre, rest, scale, shift)
+    _put_forward(exact, j, centre, rest, scale, shift)
+    wide = WIDE if _is_wide(narrow.itemsize, centre + rest, rstd, scale) else NARROW
+    kind[j] = EMPTY if empty else wide
 
 
 @inline
-def put_backward(narrow, exact, wide, j, mean, rest, rstd, weight, sum_dy, sum_dy_xmu, count):
-    """Coefficients of cell j, from the sums of dy and of dy * (x - mean - rest)."""
-    factor, itemsize = rstd * weight, narrow.itemsize
-    slope = rstd * rstd * (sum_dy_xmu / count)
-    mean_dy = sum_dy / count
-    _put_backward(narrow, j, mean, rest, factor, slope, mean_dy)
-    _put_backward(exact, j, mean, rest, factor, slope, mean_dy)
-    through_mean = _is_wide(itemsize, mean + rest, rstd, factor)
-    wide[j] = through_mean | _is_wide(itemsize, mean_dy, 1.0, slope)
+def put_backward(
+    narrow, exact, kind, j, mean, rest, rstd, weight, dy_mean, through_mean, through_x
+):
+    """Coefficients of cell j, from its mean of dy and two means over all elements of its statistic.
+
+    dx = rstd * (weight * dy - through_mean - (x - mean - rest) * rstd^2 * through_x), where these
+    two are the means of weight * dy and of weight * dy * (x - mean - rest).
+    """
+    scale, slope = rstd * weight, rstd * rstd * rstd * through_x
+    dy_rest = rstd * through_mean - scale * dy_mean
+    _put_backward(narrow, j, mean, rest, scale, slope, dy_mean, dy_rest)
+    _put_backward(exact, j, mean, rest, scale, slope, dy_mean, dy_rest)
+    # rstd^3 leaves float32's range sooner than rstd.
+    extreme = (rstd < 1e-12) | (rstd > 1e12) | _is_large(slope) | _is_large(dy_rest)
+    wide = ((narrow.itemsize == 4) & extreme) | _is_wide(narrow.itemsize, mean + rest, rstd, scale)
+    kind[j] = WIDE if wide | _is_wide(narrow.itemsize, dy_mean, 1.0, 1.0) else NARROW
 
 
 @inline
@@ -130,48 +150,123 @@ def total(partial, q, j):
     return value
 
 
+@inline
+def count_of(counts, g, statistics):
+    """Elements of statistic g, where each of `counts` serves equally many statistics."""
+    return counts[g // (statistics // counts.size)]
+
+
 @block
-def move_bad_shifts(shift, bad, partial, begin, end, count, itemsize):
-    """Where digits were lost, the mean becomes the shift; returns how many cells that are."""
+def move_bad_shifts(shift, bad, partial, stride, counts, begin, end, lane_size):
+    """Where digits were lost, the mean becomes the shift; returns how many that are.
+
+    The sums of statistic g are at g * stride of `partial`.
+    """
     moved = 0
-    for j in range(begin, end):
-        s1, s2 = total(partial, 0, j), total(partial, 1, j)
-        bad[j] = is_bad_shift(s1, s2, count, itemsize)
-        if bad[j]:
-            shift[j] += s1 / count
+    for g in range(begin, end):
+        s1, s2 = total(partial, 0, g * stride), total(partial, 1, g * stride)
+        count = max(count_of(counts, g, shift.size), 1.0)
+        bad[g] = is_bad_shift(s1, s2, count, lane_size)
+        if bad[g]:
+            shift[g] += s1 / count
             moved += 1
     return moved
 
 
 @block
+def coefficients_of(narrow, exact, kind, mean, rstd, weight, bias, begin, end):
+    """Forward coefficients for statistics begin to end that are given."""
+    d = narrow.shape[1] // mean.size
+    for g in range(begin, end):
+        centre, scale = np.float64(mean[g]), np.float64(rstd[g])
+        for j in range(g * d, (g + 1) * d):
+            w, b = weight[j % weight.size], bias[j % bias.size]
+            put_forward(narrow, exact, kind, j, centre, 0.0, scale, scale * w, b)
+
+
+@inline
+def clip(value, low, high):
+    """`value` between two bounds; NaN stays."""
+    raised = low if value < low else value
+    return high if raised > high else raised
+
+
+@inline
+def correction(mean, var, running_mean, running_var, r_max, d_max, eps):
+    """r and d of batch renormalization (`normcore.reference.renorm_correction`)."""
+    sigma = math.sqrt(running_var + eps)
+    r = clip(math.sqrt(var + eps) / sigma, 1.0 / r_max, r_max)
+    return r, clip((mean - running_mean) / sigma, -d_max, d_max)
+
+
+@block
 def finish_forward(
-    mean, var, rstd, narrow, exact, wide, partial, shift, weight, bias, eps, begin, end,
-    count, c
+    mean, var, rstd, r, d, running_mean, running_var, r_max, d_max, narrow, exact, kind, partial,
+    stride, shift, counts, weight, bias, eps, begin, end
 ):  # fmt: skip
-    """Statistics and coefficients of the cells begin to end, from their sums."""
-    for j in range(begin, end):
-        s1, s2 = total(partial, 0, j), total(partial, 1, j)
+    """Statistics begin to end and the coefficients of their cells, from the statistics' sums.
+
+    Without running statistics (arrays of length 0) nothing is corrected.
+    """
+    renormalized, width = running_mean.size > 0, narrow.shape[1] // mean.size
+    for g in range(begin, end):
+        s1, s2 = total(partial, 0, g * stride), total(partial, 1, g * stride)
+        count = count_of(counts, g, mean.size)
+        none = count == 0.0
+        count = 1.0 if none else count
         rest = s1 / count
-        mean[j] = shift[j] + rest
-        var[j] = squares(s1, s2, count) / count
-        rstd[j] = inverse_deviation(var[j], eps)
-        w = 1.0 if weight is None else weight[j % c]
-        b = 0.0 if bias is None else bias[j % c]
-        put_forward(narrow, exact, wide, j, shift[j], rest, rstd[j], w, b)
+        mean[g] = shift[g] + rest
+        var[g] = squares(s1, s2, count) / count
+        rstd[g] = 0.0 if none else inverse_deviation(var[g], eps)
+        by, more = 1.0, 0.0
+        if renormalized:
+            by, more = correction(
+                mean[g], var[g], running_mean[g], running_var[g], r_max, d_max, eps
+            )
+            by, more = (1.0, 0.0) if none else (by, more)
+            r[g], d[g] = by, more
+        for j in range(g * width, (g + 1) * width):
+            w, b = weight[j % weight.size], bias[j % bias.size]
+            scale, offset = rstd[g] * by * w, b + more * w if renormalized else b
+            put_forward(narrow, exact, kind, j, shift[g], rest, rstd[g], scale, offset)
 
 
 @block
 def finish_backward(
-    dweight, dbias, narrow, exact, wide, partial, mean, rstd, weight, training, begin, end,
-    count, c
+    dweights, dbiases, narrow, exact, kind, partial, mean, rstd, counts, weight, training, begin,
+    end
 ):  # fmt: skip
-    """The cells' shares in dweight and dbias, and their coefficients, for cells begin to end."""
-    for j in range(begin, end):
-        sum_dy, sum_dy_xmu, rest = total(partial, 0, j), total(partial, 1, j), 0.0
+    """The cells' shares in dweight and dbias and their coefficients, for statistics begin to end."""
+    d = narrow.shape[1] // mean.size
+    for g in range(begin, end):
+        count = max(count_of(counts, g, mean.size), 1.0)
+        rest, by_mean, by_x = 0.0, 0.0, 0.0
         if training:
-            rest = total(partial, 2, j) / count  # what the rounding of the mean left over
-            sum_dy_xmu -= rest * sum_dy
-        dweight[j] = sum_dy_xmu * rstd[j]
-        dbias[j] = sum_dy
-        w, a, b = 1.0 if weight is None else weight[j % c], sum_dy, sum_dy_xmu
-        put_backward(narrow, exact, wide, j, mean[j], rest, rstd[j], w, a, b, count)
+            for j in range(g * d, (g + 1) * d):
+                rest += total(partial, 2, j)
+            rest /= count  # what the rounding of the mean left over
+        for j in range(g * d, (g + 1) * d):
+            w, sum_dy = weight[j % weight.size], total(partial, 0, j)
+            sum_dy_xmu = total(partial, 1, j) - rest * sum_dy
+            dweights[j], dbiases[j] = sum_dy_xmu * rstd[g], sum_dy
+            by_mean += w * sum_dy
+            by_x += w * sum_dy_xmu
+        by_mean, by_x, own = by_mean / count, by_x / count, count / d
+        for j in range(g * d, (g + 1) * d):
+            w = weight[j % weight.size]
+            put_backward(
+                narrow, exact, kind, j, mean[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x
+            )
+
+
+@block
+def add_periods(dweight, values):
+    """Set dweight[i] to the sum of the values at i, i + p, i + 2p, ..., p being its length.
+
+    Not a NumPy sum in a kernel: Numba would make that a parallel reduction.
+    """
+    for i in range(dweight.size):
+        s = 0.0
+        for j in range(i, values.size, dweight.size):
+            s += values[j]
+        dweight[i] = s
