@@ -84,6 +84,17 @@ static const double TAIL_f64[] = {
 #undef LN2_LO
 #undef LEAST_EXPONENT
 
+#define ACTIVATE(z) _Generic((z), vec_f32: activate_f32, vec_f64: activate_f64)(z, activation)
+#define SLOPE_OF(z) _Generic((z), vec_f32: slope_f32, vec_f64: slope_f64)(z, activation)
+INLINE double activate_one(double z, int activation) {
+    const vec_f64 v = {z};
+    return activate_f64(v, activation)[0];
+}
+INLINE double slope_one(double z, int activation) {
+    const vec_f64 v = {z};
+    return slope_f64(v, activation)[0];
+}
+
 #endif
 
 #else

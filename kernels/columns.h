@@ -145,7 +145,7 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
         ADVANCE;                                                                               \
     }
 
-/* k elements, each by itself: VALUE(READ, j) reads with READ, COEFFICIENT(READ) its coefficients. */
+/* k elements, each by itself: VALUE(READ, OF, j) reads elements with READ, coefficients with OF. */
 #define ONE_BY_ONE(OUT, j, k)                                                                  \
     for (ptrdiff_t e = j; e < (j) + (k); e++)                                                  \
     NAME(put)(OUT + e, VALUE(GET, *, e))

@@ -1,5 +1,5 @@
-# The schedules of family nc in Cython: b times m rows of c contiguous channels. What is
-# done to a part is in nc_units.pxi.
+# The schedules of family nc in Cython: b times m rows of c contiguous channels. What is done to a
+# part is in nc_units.pxi.
 #
 # Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
 # pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of

@@ -1,5 +1,5 @@
-# The schedules of family nchw in Cython: n runs of s contiguous elements for each of c channels. What
-# is done to a part is in nchw_units.pxi.
+# The schedules of family nchw in Cython: n runs of s contiguous elements for each of c channels.
+# What is done to a part is in nchw_units.pxi.
 #
 # Sums run over *units*: a group of planes when planes are small, a segment of one plane when they
 # are large. A channel's sums are added unit by unit, in order, so two schedules give the same bits:

@@ -1,5 +1,5 @@
-# What is done to one part of an array of family nchw in Cython: to a unit of a few channels. Who does
-# which part when is in nchw.pxi; the arithmetic on one run is in runs.h.
+# What is done to one part of an array of family nchw in Cython: to a unit of a few channels. Who
+# does which part when is in nchw.pxi; the arithmetic on one run is in runs.h.
 
 cdef extern from "runs.h" nogil:
     ctypedef struct Runs:

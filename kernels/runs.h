@@ -217,7 +217,7 @@ INLINE double NAME(before_activation_one)(const STORE *x, const STORE *residual,
     return residual == NULL ? z : z + GET(residual + j);
 }
 
-/* Copies k < WIDTH elements from FROM, if there is one, into a vector's room and says where it is. */
+/* Copies k < WIDTH elements of `from`, if there is one, into a vector's room. */
 INLINE const STORE *NAME(part)(STORE *room, const STORE *from, ptrdiff_t k) {
     if (from == NULL)
         return NULL;
