@@ -226,7 +226,7 @@ def test_the_typed_contract_is_the_table():
             "rows": "Rows",
             "cols": "Cols",
             "running": "Running",
-        }.items()  # fmt: skip
+        }.items()
     }
     assert {(family, name) for family in methods for name in methods[family]} == {
         (kernel.family, kernel.name) for kernel in KERNELS
