@@ -186,12 +186,15 @@ def backward(case: Case, training: bool = True) -> dict[str, Array]:
     # weight * rstd * dy, and a small standard deviation makes all of them large. No arithmetic in
     # dx's own precision does better than their rounding.
     size = np.where((count < 16) | (rstd > 4), np.maximum(terms, np.abs(dx)), np.abs(dx))
+    # A sum of few terms may happen to be of x that lie on the mean: there, too, no arithmetic does
+    # better than the rounding of an x that does not.
+    product = dy * (x_hat if x.size >= 16 * case.parameters else np.maximum(1, np.abs(x_hat)))
     return {
         "dx": view.back(dx),
         "dweight": view.by_parameter(dy * x_hat),
         "dbias": view.by_parameter(dy),
         "size_dx": np.maximum(1, view.back(size)),
-        "size_dweight": np.sqrt(view.by_parameter((dy * x_hat) ** 2)),
+        "size_dweight": np.sqrt(view.by_parameter(product**2)),
         "size_dbias": np.sqrt(view.by_parameter(dy**2)),
     }
 
