@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import compute_dtype
-from .jit import block, inline, slab
+from .intrinsics import cast, compute_dtype, muladd
+from .jit import block, inline
 
 LAYER_UNITS = 64
 """Sums of dweight and dbias: more units would keep more threads busy, and take 16 bytes each for
 every element of weight."""
 
 LEAST_ROWS = 4
-"""Rows of a unit, where there are few: sums take 32 bytes where a row of float32 takes 12."""
+"""Rows of a unit, where there are few: its sums take 32 bytes where a row of float32 takes 12. A
+strip of columns has a sum for every row of it instead, and makes a unit alone."""
 
 
 @inline
@@ -55,18 +56,30 @@ def numbers_of(mean):
 
 
 @inline
-def parameter(values, default, m, x):
-    """Weight or bias in the dtype that x is computed in."""
-    each = np.empty(m, compute_dtype(x))
+def parameter(values, default, m, like):
+    """Weight or bias in the dtype that `like` is computed in."""
+    each = np.empty(m, compute_dtype(like))
     for j in range(m):
         each[j] = default if values is None else values[j]
     return each
 
 
 @inline
-def unit_count(pieces):
-    """Units of an array that falls into `pieces` rows or tiles."""
-    return max(1, min(LAYER_UNITS, pieces // LEAST_ROWS))
+def weighted_gradient(h, w, v, coefficients):
+    """The dx of the lanes h of dy and v of x, in the dtype of the coefficients.
+
+    weight * dy meets its mean unrounded: in a row of 3 elements most of it cancels, and what its
+    rounding left was 1.4e-6 of dx.
+    """
+    high, low, factor, slope, dy_high, dy_low = coefficients
+    through_var = muladd((cast(v, high) - high) - low, slope, dy_low)
+    return (muladd(h, w, 0.0 - dy_high) - through_var) * factor
+
+
+@inline
+def unit_count(pieces, least):
+    """Units of an array of `pieces` rows or strips, at least `least` in each."""
+    return max(1, min(LAYER_UNITS, pieces // least))
 
 
 @block
@@ -78,9 +91,3 @@ def add_units(dweight, dbias, partial, begin, end):
             a += partial[u, 0, j]
             b += partial[u, 1, j]
         dweight[j], dbias[j] = a, b
-
-
-@inline
-def unit_pieces(u, pieces):
-    """First and last + 1 row or tile of unit u."""
-    return slab(pieces, unit_count(pieces), u)

@@ -114,6 +114,8 @@ cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
 
 cdef void share_shift(Job *job, Py_ssize_t statistic, double shift) noexcept nogil:
     cdef Py_ssize_t i
+    if job.storage == F16 or job.storage == BF16:
+        shift = <float>shift  # halves are added as floats
     for i in range(statistic * job.merged, (statistic + 1) * job.merged):
         job.shift[i] = shift
 
@@ -227,9 +229,14 @@ cdef void settle_apply(Job *job, Py_ssize_t statistic) noexcept nogil:
         job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
 
 
+cdef inline double off_mean(Job *job, Py_ssize_t statistic) noexcept nogil:
+    # What deviations are too large by: the shift may be the given mean rounded.
+    return value(&job.mean, statistic, 0.0) - job.shift[statistic * job.merged]
+
+
 cdef void settle_sums(Job *job, Py_ssize_t i) noexcept nogil:
     job.to_mean[i] = job.sums[i]
-    job.to_var[i] = job.sums[job.cells + i]
+    job.to_var[i] = job.sums[job.cells + i] - off_mean(job, i) * job.sums[i]
 
 
 cdef void settle_grads(Job *job, Py_ssize_t statistic) noexcept nogil:
@@ -277,6 +284,7 @@ cdef void settle_backward(Job *job, Py_ssize_t statistic) noexcept nogil:
     else:
         # The statistics are constants: dx = dy * rstd * weight, whatever x is.
         for i in range(first, first + job.merged):
+            job.sums[n + i] -= off_mean(job, statistic) * job.sums[i]
             split_mean(job, i, 0.0, 0.0, job.rstd[statistic])
 
 

@@ -34,13 +34,13 @@ from .intrinsics import (
 )
 from .jit import block, kernel, slab
 from .layers import (
+    LEAST_ROWS,
     add_units,
     elements_of,
     flags_of,
     numbers_of,
     parameter,
     unit_count,
-    unit_pieces,
 )
 from .runs import is_streamed
 from .stretches import apply_row, grads_row, row_grad_sums, row_statistics, slope_row
@@ -158,24 +158,27 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r
 
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, narrow, exact, wide, begin, end, r, m
+    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, wide, begin, end, r, m
 ):  # fmt: skip
-    """dx of the rows of the units begin to end, and the sums of dweight and dbias."""
+    """dx of the rows of the units begin to end, and the sums of dweight and dbias.
+
+    w is weight in the dtype that x is computed in, v in float64.
+    """
     streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
-    fused, q = addend.size > 0, mask.size * m // x.size
+    fused, q, units = addend.size > 0, mask.size * m // x.size, partial.shape[0]
     to, parts, by, of = memory(dx), memory(partial), memory(dy), memory(x)
     more, flags, means = memory(addend), memory(mask), memory(mean)
-    inverses, weights = memory(rstd), memory(w)
+    inverses, weights, precise = memory(rstd), memory(w), memory(v)
     for u in range(begin, end):
         at = u * 2 * m
         for j in range(at, at + 2 * m):
             parts[j] = 0.0
-        low, high = unit_pieces(u, r)
+        low, high = slab(r, units, u)
         # As in `forward_share`: one row behind the sums.
         for i in range(low, high + 1):
             if i < high:
                 centred = means[i] if centre else 0.0
-                a, b, rest, count = row_grad_sums(by, of, flags, weights, i, q, m, centred)
+                a, b, rest, count = row_grad_sums(by, of, flags, precise, i, q, m, centred)
                 count = max(count, 1)
                 rest = rest / count if centre else 0.0  # what the rounding of the mean left over
                 a, b = a if centre else 0.0, b - rest * a
@@ -194,7 +197,7 @@ def backward_share(
                         exact[DY_LOW, k],
                     )
                     grads_row(
-                        to, parts, at, by, of, more, fused, flags, weights, i - 1, q, m, e,
+                        to, parts, at, by, of, more, fused, flags, precise, i - 1, q, m, e,
                         streaming
                     )  # fmt: skip
                 else:
@@ -215,8 +218,9 @@ def backward_share(
 @kernel
 def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, threads):
     """Set dx (plus addend), dweight and dbias."""
-    w, more, flags = parameter(weight, 1.0, m, x), elements_of(addend, x), flags_of(mask)
-    units, means = unit_count(r), numbers_of(mean)
+    w, v = parameter(weight, 1.0, m, x), parameter(weight, 1.0, m, rstd)
+    more, flags = elements_of(addend, x), flags_of(mask)
+    units, means = unit_count(r, LEAST_ROWS), numbers_of(mean)
     partial = np.empty((units, 2, m))
     narrow = np.empty((threads, BACKWARD_ROWS, APART), compute_dtype(x))
     exact = np.empty((threads, BACKWARD_ROWS, APART))
@@ -224,7 +228,7 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, flags, means, rstd, w, narrow[t], exact[t], wide[t], begin,
+            dx, partial, dy, x, more, flags, means, rstd, w, v, narrow[t], exact[t], wide[t], begin,
             end, r, m
         )  # fmt: skip
     for t in prange(threads):

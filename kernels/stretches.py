@@ -30,7 +30,8 @@ from .intrinsics import (
     sum_lanes,
 )
 from .jit import inline
-from .runs import AHEAD_BYTES, gradient, head
+from .layers import weighted_gradient
+from .runs import AHEAD_BYTES, head
 
 
 @inline
@@ -203,14 +204,14 @@ def row_grad_sums(dy, x, mask, w, i, q, m, mean):
             for j in range(at, stop, LANES):
                 prefetch(dy, i * m + j + ahead)
                 prefetch(x, i * m + j + ahead)
-                g = cast(load(dy, i * m + j) * load(w, j), mean)
+                g = cast(load(dy, i * m + j), mean) * load(w, j)
                 deviation = cast(load(x, i * m + j), mean) - mean
                 s1 = s1 + g
                 s2 = muladd(g, deviation, s2)
                 s3 = s3 + deviation
             k = end - stop
             if k > 0:
-                g = cast(load_part(dy, i * m + stop, k) * load_part(w, stop, k), mean)
+                g = cast(load_part(dy, i * m + stop, k), mean) * load_part(w, stop, k)
                 deviation = first(cast(load_part(x, i * m + stop, k), mean) - mean, k)
                 s1 = s1 + g
                 s2 = muladd(g, deviation, s2)
@@ -225,7 +226,7 @@ def grads_part(dx, parts, at, m, dy, x, addend, fused, w, i, j, k, a, streaming)
     """`grads_row` for k elements from dx[i], column j."""
     high, low, factor = a[0], a[1], a[2]
     v, h = cast(get(x, i, k), high), cast(get(dy, i, k), high)
-    value = gradient(h * cast(get(w, j, k), high), v, a)
+    value = weighted_gradient(h, get(w, j, k), v, a)
     if fused:
         value = value + cast(get(addend, i, k), high)
     put(dx, i, k, value, streaming)
