@@ -9,18 +9,11 @@ from __future__ import annotations
 
 import math
 
-from .intrinsics import muladd, polynomial, power_of_two, where_less
+from .exponential import exp_down, polynomial
+from .intrinsics import muladd, where_less
 from .jit import block, inline
 
 LEAK = 0.01
-
-# exp(r) for |r| <= log(2) / 2 by Taylor's series: errors 5e-9 (float32), 4e-18 (float64).
-_EXP_FLOAT32 = tuple(1 / math.factorial(k) for k in range(7, -1, -1))
-_EXP_FLOAT64 = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
-
-# log(2) = high + low; k * high is exact for every exponent k.
-_LOG2_HIGH_FLOAT32, _LOG2_LOW_FLOAT32 = 0.693359375, -2.12194440e-4
-_LOG2_HIGH_FLOAT64, _LOG2_LOW_FLOAT64 = 6.93145751953125e-1, 1.42860682030941723212e-6
 
 # The tail of the normal distribution is exp(-t^2 / 2) * P(t) / Q(t): Hart et al., "Computer
 # Approximations" (1968), algorithm 5666; 15 digits.
@@ -34,25 +27,6 @@ _TAIL_Q = (
 )  # fmt: skip
 _TAIL_MOST = 64.0  # the tail is 0 long before, and t^7 finite
 _DENSITY = 1 / math.sqrt(2 * math.pi)
-
-
-@inline
-def _parts(v, most, magic, high, low):
-    """(r, 1.5 * 2^p + k) of v = k * log(2) + r, for v raised to -most."""
-    v = where_less(v, -most, -most, v)
-    shifted = muladd(v, 1 / math.log(2), magic)
-    k = shifted - magic
-    return muladd(k, -low, muladd(k, -high, v)), shifted
-
-
-@block
-def exp_down(v):
-    """exp(v) of lanes v <= 0; 0 where it would be below the smallest normal number."""
-    if v.itemsize == 4:
-        r, shifted = _parts(v, 88.0, 1.5 * 2.0**23, _LOG2_HIGH_FLOAT32, _LOG2_LOW_FLOAT32)
-        return polynomial(r, _EXP_FLOAT32) * power_of_two(shifted)
-    r, shifted = _parts(v, 709.2, 1.5 * 2.0**52, _LOG2_HIGH_FLOAT64, _LOG2_LOW_FLOAT64)
-    return polynomial(r, _EXP_FLOAT64) * power_of_two(shifted)
 
 
 @inline

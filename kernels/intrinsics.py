@@ -244,6 +244,16 @@ def cast(typingctx: Any, v: Any, like: Any) -> Any:
 
 
 @intrinsic
+def rounded(typingctx: Any, v: Any, y: Any) -> Any:
+    """Lanes as they would be read after a store to the array y."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return widened(builder, y.dtype, narrowed(builder, y.dtype, args[0]))
+
+    return v(v, y), codegen
+
+
+@intrinsic
 def splat(typingctx: Any, scalar: Any) -> Any:
     """The scalar in every lane."""
     vector = Vector(scalar)
@@ -328,44 +338,6 @@ def where_less(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
-def polynomial(typingctx: Any, v: Any, coefficients: Any) -> Any:
-    """Value at the lanes of v; the coefficients are a tuple, that of the highest power first."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.fmuladd.v{LANES}f{v.dtype.bitwidth}"
-        function = declared(builder, name, ir.FunctionType(v.llvm, [v.llvm] * 3))
-        value = None
-        for k in range(coefficients.count):
-            scalar = builder.extract_value(args[1], k)
-            narrow = context.cast(builder, scalar, coefficients.dtype, v.dtype)
-            lanes = splatted(builder, v.llvm, narrow)
-            value = lanes if value is None else builder.call(function, [value, args[0], lanes])
-        return value
-
-    return v(v, coefficients), codegen
-
-
-@intrinsic
-def power_of_two(typingctx: Any, v: Any) -> Any:
-    """2 to the power k of lanes that hold 1.5 * 2^p + k, p being the mantissa's stored bits.
-
-    Adding that number to a float rounds it to the integer k, which then are the lowest bits.
-    """
-    bits, fraction = v.dtype.bitwidth, 23 if v.dtype.bitwidth == 32 else 52
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integers = ir.VectorType(ir.IntType(bits), LANES)
-        shift, one = (
-            ir.Constant(integers, [ir.Constant(ir.IntType(bits), value)] * LANES)
-            for value in (fraction, ((1 << (bits - fraction - 2)) - 1) << fraction)
-        )
-        exponent = builder.shl(builder.bitcast(args[0], integers), shift)
-        return builder.bitcast(builder.add(exponent, one), v.llvm)
-
-    return v(v), codegen
-
-
-@intrinsic
 def sum_lanes(typingctx: Any, v: Any) -> Any:
     """Sum of the lanes: halves are added to halves, so the order is fixed."""
 
@@ -384,5 +356,15 @@ def sum_lanes(typingctx: Any, v: Any) -> Any:
                 builder.shuffle_vector(value, value, high),
             )
         return builder.extract_element(value, ir.Constant(INT32, 0))
+
+    return v.dtype(v), codegen
+
+
+@intrinsic
+def first_lane(typingctx: Any, v: Any) -> Any:
+    """Lane 0 as a scalar."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], ir.Constant(INT32, 0))
 
     return v.dtype(v), codegen
