@@ -1,7 +1,8 @@
 # What every Cython kernel module shares: argument checks, and parameters of either precision.
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.math cimport isfinite, sqrt
+from libc.math cimport fabs, isfinite, sqrt
+from libc.string cimport memchr, memcpy, memset
 
 cimport numpy as cnp
 
@@ -55,7 +56,7 @@ cdef int check(cnp.ndarray a, str name, Py_ssize_t size) except -1:
 cdef int check_real(cnp.ndarray a, str name, Py_ssize_t size, int typenum) except -1:
     check(a, name, size)
     if cnp.PyArray_TYPE(a) != typenum:
-        refuse(name, cnp.PyArray_DescrFromType(typenum), a.dtype)
+        refuse(name, f"dtype {cnp.PyArray_DescrFromType(typenum)}", a.dtype)
     return 0
 
 
@@ -121,6 +122,27 @@ cdef const unsigned char *mask_data(object given) except? NULL:
         raise TypeError(f"mask: expected an array or None, got {type(given).__name__}")
     check_real(given, "mask", cnp.PyArray_SIZE(given), cnp.NPY_UINT8)
     return <const unsigned char *>cnp.PyArray_DATA(<cnp.ndarray>given)
+
+
+cdef inline Py_ssize_t mask_run(
+    const unsigned char *mask, Py_ssize_t i, Py_ssize_t size
+) noexcept nogil:
+    # The end of the run of kept, or of masked, elements that starts at i.
+    cdef const void *end
+    if mask[i]:
+        end = memchr(mask + i, 0, size - i)
+        return size if end == NULL else <const unsigned char *>end - mask
+    while i < size and not mask[i]:
+        i += 1
+    return i
+
+
+cdef Py_ssize_t mask_count(const unsigned char *mask, Py_ssize_t size) noexcept nogil:
+    # How many elements are kept.
+    cdef Py_ssize_t i, kept = 0
+    for i in range(size):
+        kept += mask[i] != 0
+    return kept
 
 
 cdef int check_activation(int activation) except -1:

@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext as _build_ext
 from setuptools.errors import BaseError
 
 # Sources whose arithmetic is worth one build per instruction set.
-VECTORIZED = ("nchw_cy", "nc_cy")
+VECTORIZED = ("nchw_cy", "nc_cy", "rows_cy", "cols_cy")
 
 # -mprefer-vector-width: GCC and Clang otherwise keep AVX-512 code at 256 bits.
 X86_64_FLAGS = {

@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from .intrinsics import memory
 from .jit import block, inline
 
 HIGH, LOW, SCALE, SHIFT = 0, 1, 2, 3
@@ -35,6 +36,10 @@ BACKWARD_SUMS = 3
 NARROW, WIDE, EMPTY = 0.0, 1.0, 2.0
 """Whether a cell's elements take coefficients in their own dtype, in float64, or are all bias: the
 inverse deviation of a statistic of which nothing counts is 0."""
+
+# What the functions below take, they take as Memory and numbers, and the innermost of them decide
+# without branches: an array that is passed to a function can cost an atomic count of references,
+# and with 16 arrays those were 18 of the 40 us that the forward of 64 blocks of channels took.
 
 # An S1*S1/count above 8*M2 means that more than 3 bits cancel: the shift was not near the mean.
 # Float32 data can spare 10 bits of their float64 sums; at 3 bits, 1024 columns of the digits were
@@ -63,11 +68,43 @@ def is_bad_shift(s1, s2, count, lane_size):
 
 
 @inline
-def _put_pair(coefficients, high, low, j, value, rest):
-    """Store value + rest as a pair in the dtype of `coefficients`; |value| >= |rest|."""
-    rounded = coefficients.dtype.type(value + rest)
-    coefficients[high, j] = rounded
-    coefficients[low, j] = (value - rounded) + rest
+def sums_of(partial):
+    """(sums, units, quantities, cells) of an array of sums, without the array."""
+    return memory(partial), partial.shape[0], partial.shape[1], partial.shape[2]
+
+
+@inline
+def columns_of(narrow, exact, kind):
+    """(narrow, exact, kind, cells) of arrays of coefficients, without the arrays."""
+    return memory(narrow), memory(exact), memory(kind), kind.size
+
+
+@inline
+def counts_by(counts, statistics):
+    """(counts, statistics that share each), without the array."""
+    return memory(counts), statistics // counts.size
+
+
+@inline
+def period_of(weight):
+    """(weight, its period), without the array."""
+    return memory(weight), weight.size
+
+
+@inline
+def renormalization(r, d, running_mean, running_var, r_max, d_max):
+    """What batch renormalization takes and gives, without arrays, and whether it is asked for."""
+    return (
+        memory(r), memory(d), memory(running_mean), memory(running_var), r_max, d_max,
+        running_mean.size > 0
+    )  # fmt: skip
+
+
+@inline
+def _put_pair(a, high, low, value, rest):
+    """Store value + rest as a pair in the dtype of the coefficients `a`; |value| >= |rest|."""
+    a[high] = value + rest
+    a[low] = (value - a[high]) + rest
 
 
 @inline
@@ -83,56 +120,47 @@ def _is_wide(lane_size, mean, rstd, factor):
 
 
 @inline
-def _put_forward(coefficients, j, mean, rest, scale, shift):
-    _put_pair(coefficients, HIGH, LOW, j, mean, rest)
-    coefficients[SCALE, j] = scale
-    coefficients[SHIFT, j] = shift
+def _put_forward(a, cells, j, mean, rest, scale, shift):
+    _put_pair(a, HIGH * cells + j, LOW * cells + j, mean, rest)
+    a[SCALE * cells + j] = scale
+    a[SHIFT * cells + j] = shift
 
 
 @inline
-def _put_backward(coefficients, j, mean, rest, scale, slope, dy_mean, dy_rest):
-    _put_pair(coefficients, HIGH, LOW, j, mean, rest)
-    coefficients[SCALE, j] = scale
-    coefficients[SLOPE, j] = slope
-    rounded = coefficients.dtype.type(dy_mean)
-    coefficients[DY_MEAN, j] = rounded
-    coefficients[REST, j] = dy_rest + scale * (dy_mean - rounded)
-
-
-# These two take a cell's weight and bias as numbers and decide without branches: an array that
-# is passed to an inlined function with a branch costs an atomic count of references, and those
-# were half of the 31 us that the gradients of 1024 channels took.
+def _put_backward(a, cells, j, mean, rest, scale, slope, dy_mean, dy_rest):
+    _put_pair(a, HIGH * cells + j, LOW * cells + j, mean, rest)
+    a[SCALE * cells + j] = scale
+    a[SLOPE * cells + j] = slope
+    a[DY_MEAN * cells + j] = dy_mean
+    a[REST * cells + j] = dy_rest + scale * (dy_mean - a[DY_MEAN * cells + j])
 
 
 @inline
-def put_forward(narrow, exact, kind, j, mean, rest, rstd, scale, shift):
+def put_forward(columns, j, mean, rest, rstd, scale, shift):
     """Coefficients of cell j: y = (x - (mean + rest)) * scale + shift; rstd is part of scale."""
-    empty = rstd == 0.0
-    centre, rest = (0.0, 0.0) if empty else (mean, rest)
-    scale = 0.0 if empty else scale
-    _put_forward(narrow, j, centre, rest, scale, shift)
-    _put_forward(exact, j, centre, rest, scale, shift)
-    wide = WIDE if _is_wide(narrow.itemsize, centre + rest, rstd, scale) else NARROW
-    kind[j] = EMPTY if empty else wide
+    narrow, exact, kind, cells = columns
+    _put_forward(narrow, cells, j, mean, rest, scale, shift)
+    _put_forward(exact, cells, j, mean, rest, scale, shift)
+    wide = _is_wide(narrow.itemsize, mean + rest, rstd, scale) & (rstd != 0.0)
+    kind[j] = WIDE * wide + EMPTY * (rstd == 0.0)
 
 
 @inline
-def put_backward(
-    narrow, exact, kind, j, mean, rest, rstd, weight, dy_mean, through_mean, through_x
-):
+def put_backward(columns, j, mean, rest, rstd, weight, dy_mean, through_mean, through_x):
     """Coefficients of cell j, from its mean of dy and two means over all elements of its statistic.
 
     dx = rstd * (weight * dy - through_mean - (x - mean - rest) * rstd^2 * through_x), where these
     two are the means of weight * dy and of weight * dy * (x - mean - rest).
     """
+    narrow, exact, kind, cells = columns
     scale, slope = rstd * weight, rstd * rstd * rstd * through_x
     dy_rest = rstd * through_mean - scale * dy_mean
-    _put_backward(narrow, j, mean, rest, scale, slope, dy_mean, dy_rest)
-    _put_backward(exact, j, mean, rest, scale, slope, dy_mean, dy_rest)
+    _put_backward(narrow, cells, j, mean, rest, scale, slope, dy_mean, dy_rest)
+    _put_backward(exact, cells, j, mean, rest, scale, slope, dy_mean, dy_rest)
     # rstd^3 leaves float32's range sooner than rstd.
     extreme = (rstd < 1e-12) | (rstd > 1e12) | _is_large(slope) | _is_large(dy_rest)
     wide = ((narrow.itemsize == 4) & extreme) | _is_wide(narrow.itemsize, mean + rest, rstd, scale)
-    kind[j] = WIDE if wide | _is_wide(narrow.itemsize, dy_mean, 1.0, 1.0) else NARROW
+    kind[j] = WIDE * (wide | _is_wide(narrow.itemsize, dy_mean, 1.0, 1.0))
 
 
 @inline
@@ -142,46 +170,75 @@ def inverse_deviation(var, eps):
 
 
 @inline
-def total(partial, q, j):
+def total(sums, q, j):
     """Sum q of cell j over the units, in their order."""
+    values, units, quantities, cells = sums
     value = 0.0
-    for u in range(partial.shape[0]):
-        value += partial[u, q, j]
+    for at in range(q * cells + j, units * quantities * cells, quantities * cells):
+        value += values[at]
     return value
 
 
 @inline
-def count_of(counts, g, statistics):
-    """Elements of statistic g, where each of `counts` serves equally many statistics."""
-    return counts[g // (statistics // counts.size)]
+def count_of(counts, g):
+    """Elements of statistic g."""
+    values, shared = counts
+    return values[g // shared]
 
 
 @block
-def move_bad_shifts(shift, bad, partial, stride, counts, begin, end, lane_size):
+def move_bad_shifts(shift, bad, sums, stride, counts, begin, end, lane_size):
     """Where digits were lost, the mean becomes the shift; returns how many that are.
 
-    The sums of statistic g are at g * stride of `partial`.
+    The sums of statistic g are those of cell g * stride.
     """
     moved = 0
     for g in range(begin, end):
-        s1, s2 = total(partial, 0, g * stride), total(partial, 1, g * stride)
-        count = max(count_of(counts, g, shift.size), 1.0)
-        bad[g] = is_bad_shift(s1, s2, count, lane_size)
-        if bad[g]:
+        s1, s2 = total(sums, 0, g * stride), total(sums, 1, g * stride)
+        count = max(count_of(counts, g), 1.0)
+        is_bad = is_bad_shift(s1, s2, count, lane_size)
+        bad[g] = np.float64(is_bad)
+        if is_bad:
             shift[g] += s1 / count
             moved += 1
     return moved
 
 
 @block
-def coefficients_of(narrow, exact, kind, mean, rstd, weight, bias, begin, end):
-    """Forward coefficients for statistics begin to end that are given."""
-    d = narrow.shape[1] // mean.size
-    for g in range(begin, end):
-        centre, scale = np.float64(mean[g]), np.float64(rstd[g])
+def put_moments(mean, m2, partial, shift, count):
+    """Means and sums of squared deviations of cells of `count` elements, from their sums."""
+    sums = sums_of(partial)
+    for j in range(mean.size):
+        s1, s2 = total(sums, 0, j), total(sums, 1, j)
+        mean[j] = shift[j] + s1 / count
+        m2[j] = squares(s1, s2, count)
+
+
+@block
+def put_totals(sum_dy, sum_dy_xmu, partial):
+    """The first two sums of cells."""
+    sums = sums_of(partial)
+    for j in range(sum_dy.size):
+        sum_dy[j], sum_dy_xmu[j] = total(sums, 0, j), total(sums, 1, j)
+
+
+@block
+def put_given(narrow, exact, kind, mean, rstd, weight, bias):
+    """Forward coefficients for statistics that are given."""
+    d, columns = kind.size // mean.size, columns_of(narrow, exact, kind)
+    for g in range(mean.size):
         for j in range(g * d, (g + 1) * d):
             w, b = weight[j % weight.size], bias[j % bias.size]
-            put_forward(narrow, exact, kind, j, centre, 0.0, scale, scale * w, b)
+            put_forward(columns, j, mean[g], 0.0, rstd[g], rstd[g] * w, b)
+
+
+@block
+def put_given_grads(narrow, exact, kind, mean, rstd, weight, sum_dy, sum_dy_xmu, count):
+    """Backward coefficients for cells, each a statistic, whose sums are given."""
+    columns = columns_of(narrow, exact, kind)
+    for j in range(mean.size):
+        w, a, b = weight[j % weight.size], sum_dy[j] / count, sum_dy_xmu[j] / count
+        put_backward(columns, j, mean[j], 0.0, rstd[j], w, a, w * a, w * b)
 
 
 @inline
@@ -201,17 +258,15 @@ def correction(mean, var, running_mean, running_var, r_max, d_max, eps):
 
 @block
 def finish_forward(
-    mean, var, rstd, r, d, running_mean, running_var, r_max, d_max, narrow, exact, kind, partial,
-    stride, shift, counts, weight, bias, eps, begin, end
+    mean, var, rstd, renormalized, columns, d, sums, stride, shift, counts, weight, bias, eps,
+    begin, end
 ):  # fmt: skip
-    """Statistics begin to end and the coefficients of their cells, from the statistics' sums.
-
-    Without running statistics (arrays of length 0) nothing is corrected.
-    """
-    renormalized, width = running_mean.size > 0, narrow.shape[1] // mean.size
+    """Statistics begin to end and the coefficients of their d cells, from the statistics' sums."""
+    (weights, period), (biases, bias_period) = weight, bias
+    rs, ds, running_mean, running_var, r_max, d_max, corrects = renormalized
     for g in range(begin, end):
-        s1, s2 = total(partial, 0, g * stride), total(partial, 1, g * stride)
-        count = count_of(counts, g, mean.size)
+        s1, s2 = total(sums, 0, g * stride), total(sums, 1, g * stride)
+        count = count_of(counts, g)
         none = count == 0.0
         count = 1.0 if none else count
         rest = s1 / count
@@ -219,44 +274,41 @@ def finish_forward(
         var[g] = squares(s1, s2, count) / count
         rstd[g] = 0.0 if none else inverse_deviation(var[g], eps)
         by, more = 1.0, 0.0
-        if renormalized:
+        if corrects:
             by, more = correction(
                 mean[g], var[g], running_mean[g], running_var[g], r_max, d_max, eps
             )
             by, more = (1.0, 0.0) if none else (by, more)
-            r[g], d[g] = by, more
-        for j in range(g * width, (g + 1) * width):
-            w, b = weight[j % weight.size], bias[j % bias.size]
-            scale, offset = rstd[g] * by * w, b + more * w if renormalized else b
-            put_forward(narrow, exact, kind, j, shift[g], rest, rstd[g], scale, offset)
+            rs[g], ds[g] = by, more
+        for j in range(g * d, (g + 1) * d):
+            w, b = np.float64(weights[j % period]), np.float64(biases[j % bias_period])
+            offset = b + more * w if corrects else b
+            put_forward(columns, j, shift[g], rest, rstd[g], rstd[g] * by * w, offset)
 
 
 @block
 def finish_backward(
-    dweights, dbiases, narrow, exact, kind, partial, mean, rstd, counts, weight, training, begin,
-    end
-):  # fmt: skip
-    """The cells' shares in dweight and dbias and their coefficients, for statistics begin to end."""
-    d = narrow.shape[1] // mean.size
+    dweights, dbiases, columns, d, sums, mean, rstd, counts, weight, training, begin, end
+):
+    """Shares of cells in dweight and dbias, and their coefficients, for statistics begin to end."""
+    weights, period = weight
     for g in range(begin, end):
-        count = max(count_of(counts, g, mean.size), 1.0)
+        count = max(count_of(counts, g), 1.0)
         rest, by_mean, by_x = 0.0, 0.0, 0.0
         if training:
             for j in range(g * d, (g + 1) * d):
-                rest += total(partial, 2, j)
+                rest += total(sums, 2, j)
             rest /= count  # what the rounding of the mean left over
         for j in range(g * d, (g + 1) * d):
-            w, sum_dy = weight[j % weight.size], total(partial, 0, j)
-            sum_dy_xmu = total(partial, 1, j) - rest * sum_dy
+            w, sum_dy = np.float64(weights[j % period]), total(sums, 0, j)
+            sum_dy_xmu = total(sums, 1, j) - rest * sum_dy
             dweights[j], dbiases[j] = sum_dy_xmu * rstd[g], sum_dy
             by_mean += w * sum_dy
             by_x += w * sum_dy_xmu
         by_mean, by_x, own = by_mean / count, by_x / count, count / d
         for j in range(g * d, (g + 1) * d):
-            w = weight[j % weight.size]
-            put_backward(
-                narrow, exact, kind, j, mean[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x
-            )
+            w = np.float64(weights[j % period])
+            put_backward(columns, j, mean[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
 
 
 @block

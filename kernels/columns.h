@@ -1,32 +1,33 @@
 /* Arithmetic on a block of rows whose columns are channels (family nc).
 
    A block is rows * cols contiguous elements. Per-column values (shift, sums, coefficients) are
-   arrays of cols elements. The file includes itself once for float and once for double; the
+   arrays of cols elements. The file includes itself once per storage type, as runs.h does; the
    schedules reach it through the table `Columns`. */
 
 #ifndef REAL
 
+#include "activation.h"
 #include "simd.h"
 
-/* Coefficients of the columns in the element type, one array each, `pitch` elements apart. Each
+/* Coefficients of the columns in the type computed in, one array each, `pitch` elements apart. Each
    array goes on with WRAP of its first elements: a row may be read from its first full line. */
-enum { WRAP = 16 };
-enum { HI, LO, SCALE, BIAS, SLOPE = BIAS, MEAN_DY_HI, MEAN_DY_LO, COEFFICIENTS };
+enum { WRAP = 32 };
+enum { HI, LO, SCALE, BIAS, SLOPE = BIAS, DY_SHIFT, REST, COEFFICIENTS };
 
 typedef struct {
     ptrdiff_t rows, cols;
 } Block;
 
 typedef struct {
-    const void *packed; /* COEFFICIENTS arrays of the element type */
+    const void *packed; /* COEFFICIENTS arrays of the type computed in */
     ptrdiff_t pitch;
-    /* NULL, or the channels themselves if one of them is wide: column j is channel j % period. */
+    /* NULL, or the channels themselves if not all are plain: column j is channel j % period. */
     const Channel *channels;
     ptrdiff_t period;
 } Coefficients;
 
 typedef struct {
-    ptrdiff_t itemsize;
+    ptrdiff_t itemsize; /* of what is computed in */
     void (*first_shifts)(double *shift, const void *x, const Block *block, ptrdiff_t first,
                          ptrdiff_t last);
     void (*sums)(double *sum, double *square, const void *x, const Block *block,
@@ -37,8 +38,13 @@ typedef struct {
                  int gradient);
     void (*apply)(void *y, const void *x, const Block *block, const Coefficients *columns,
                   int stream);
+    void (*apply_fused)(void *y, const void *x, const void *residual, const Block *block,
+                        const Coefficients *columns, int activation, int stream);
     void (*apply_grads)(void *dx, const void *dy, const void *x, const Block *block,
                         const Coefficients *columns, int stream);
+    void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
+                             const Block *block, const Coefficients *columns, int activation,
+                             int stream);
 } Columns;
 
 /* Rows that share one load and store of the columns' totals: 8 KB of them, 8 to 32. The same rows
@@ -61,136 +67,34 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
 #define REAL float
 #define SUFFIX f32
 #include "columns.h"
-#undef REAL
 #undef SUFFIX
+#define HALF
+#define SUFFIX f16
+#include "columns.h"
+#undef SUFFIX
+#define SUFFIX bf16
+#include "columns.h"
+#undef SUFFIX
+#undef HALF
+#undef REAL
 #define REAL double
 #define SUFFIX f64
 #include "columns.h"
-#undef REAL
 #undef SUFFIX
+#undef REAL
 
 #else
 
 #define NAME(f) PASTE(f, SUFFIX)
+#define STORE NAME(store_t)
 #define VEC NAME(vec)
+#define GET NAME(get)
+#define LOAD NAME(load)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
-#define AHEAD (8192 / (ptrdiff_t)sizeof(REAL))
+#define LINE (64 / (ptrdiff_t)sizeof(STORE))
+#define AHEAD (8192 / (ptrdiff_t)sizeof(STORE))
 
-/* As first_shift of runs.h, for columns first to last of the block. */
-KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
-                                ptrdiff_t first, ptrdiff_t last) {
-    const REAL *x = from;
-    const ptrdiff_t taken = few(block->rows), c = block->cols;
-    const REAL *middle = x + (block->rows - taken) / 2 * c, *end = x + (block->rows - taken) * c;
-    for (ptrdiff_t j = first; j < last; j++)
-        shift[j] = median3(NAME(short_mean)(x + j, c, taken),
-                           NAME(short_mean)(middle + j, c, taken),
-                           NAME(short_mean)(end + j, c, taken));
-}
-
-/* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors of doubles. */
-#define SUM_COLUMNS(K)                                                                         \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 k[K], s[K], q[K];                                                              \
-        UNROLLED                                                                               \
-        for (int u = 0; u < (K); u++) {                                                        \
-            k[u] = load_f64(shift + j + u * DOUBLES);                                          \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            q[u] = load_f64(square + j + u * DOUBLES);                                         \
-        }                                                                                      \
-        for (ptrdiff_t i = 0; i < rows; i++)                                                   \
-            UNROLLED                                                                           \
-            for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
-                PREFETCH(x + at + ahead);                                                      \
-                vec_f64 d = NAME(widen)(x + at) - k[u];                                        \
-                s[u] += d;                                                                     \
-                q[u] += d * d;                                                                 \
-            }                                                                                  \
-        UNROLLED                                                                               \
-        for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(square + j + u * DOUBLES, q[u]);                                         \
-        }                                                                                      \
-    }
-
-KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, const Block *block,
-                              const double *shift) {
-    const REAL *x = from;
-    if (block->rows == 0)
-        return;
-    const ptrdiff_t together = rows_together(block->cols * sizeof(REAL));
-    const ptrdiff_t ahead = together * block->cols;
-    for (ptrdiff_t r = 0; r < block->rows; r += together, x += ahead) {
-        const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
-        ptrdiff_t j = 0;
-        SUM_COLUMNS(4)
-        SUM_COLUMNS(1)
-        for (; j < block->cols; j++)
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                double d = x[i * block->cols + j] - shift[j];
-                sum[j] += d;
-                square[j] += d * d;
-            }
-    }
-}
-
-#undef SUM_COLUMNS
-
-#define SUM_GRADS(K)                                                                           \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 m[K], s[K], p[K], e[K];                                                        \
-        UNROLLED                                                                               \
-        for (int u = 0; u < (K); u++) {                                                        \
-            m[u] = load_f64(mean + j + u * DOUBLES);                                           \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            p[u] = load_f64(product + j + u * DOUBLES);                                        \
-            e[u] = load_f64(rest + j + u * DOUBLES);                                           \
-        }                                                                                      \
-        for (ptrdiff_t i = 0; i < rows; i++)                                                   \
-            UNROLLED                                                                           \
-            for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
-                PREFETCH(dy + at + ahead);                                                     \
-                PREFETCH(x + at + ahead);                                                      \
-                vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
-                s[u] += g;                                                                     \
-                p[u] += g * d;                                                                 \
-                e[u] += d;                                                                     \
-            }                                                                                  \
-        UNROLLED                                                                               \
-        for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(product + j + u * DOUBLES, p[u]);                                        \
-            store_f64(rest + j + u * DOUBLES, e[u]);                                           \
-        }                                                                                      \
-    }
-
-/* sum += dy, product += dy * (x - mean), rest += x - mean. */
-KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
-                                   const void *from_dy, const void *from_x, const Block *block,
-                                   const double *mean) {
-    const REAL *dy = from_dy, *x = from_x;
-    if (block->rows == 0)
-        return;
-    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(REAL));
-    const ptrdiff_t ahead = together * block->cols;
-    for (ptrdiff_t r = 0; r < block->rows; r += together, dy += ahead, x += ahead) {
-        const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
-        ptrdiff_t j = 0;
-        SUM_GRADS(GRAD_VECTORS)
-        SUM_GRADS(1)
-        for (; j < block->cols; j++)
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                double g = dy[i * block->cols + j], d = x[i * block->cols + j] - mean[j];
-                sum[j] += g;
-                product[j] += g * d;
-                rest[j] += d;
-            }
-    }
-}
-
-#undef SUM_GRADS
+#include "column_sums.h"
 
 KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
                               const Channel *channel, int gradient) {
@@ -203,67 +107,80 @@ KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
         return;
     }
     p[SLOPE * pitch] = (REAL)channel->slope;
-    p[MEAN_DY_HI * pitch] = (REAL)channel->mean_dy_hi;
-    p[MEAN_DY_LO * pitch] = (REAL)channel->mean_dy_lo;
+    p[DY_SHIFT * pitch] = (REAL)channel->dy_shift;
+    p[REST * pitch] = (REAL)channel->rest;
 }
 
-/* Walks through a block so that vectors are stored to whole lines. Where rows are whole lines
-   themselves, the elements before the first line are done once and every row is read from there,
-   rotated, with the coefficients rotated alike; else every row has a head of its own. Unaligned
-   vectors and heads in every row took 1.6 times the copy of (65536, 256), this 1.1. */
-#define WALK(OUT, VALUE, ASK, ADVANCE)                                                         \
-    const ptrdiff_t line = 64 / sizeof(REAL), cols = block->cols;                              \
-    const int rotate = cols % line == 0;                                                       \
+/* Walks through a block so that vectors are stored to whole lines: OUT[j] = VECTOR(j) for whole
+   vectors, FEW(j, k) for k elements. Where rows are whole lines themselves, the elements before
+   the first line are done once and every row is read from there, rotated, with the coefficients
+   rotated alike; else every row has a head of its own. Unaligned vectors and heads in every row
+   took 1.6 times the copy of (65536, 256), this 1.1. */
+#define WALK(OUT, VECTOR, FEW, ASK, ADVANCE)                                                   \
+    const ptrdiff_t cols = block->cols;                                                        \
+    const int rotate = cols % LINE == 0;                                                       \
     ptrdiff_t begin = 0, end = cols;                                                           \
+    if (block->rows == 0)                                                                      \
+        return;                                                                                \
     if (rotate) {                                                                              \
-        begin = line_head(OUT, sizeof(REAL), cols);                                            \
+        begin = line_head(OUT, sizeof(STORE), cols);                                           \
         end = cols + begin;                                                                    \
-        for (ptrdiff_t j = 0; j < begin; j++)                                                  \
-            OUT[j] = VALUE(*, j);                                                              \
+        FEW(0, begin);                                                                         \
     }                                                                                          \
     for (ptrdiff_t r = 0; r < block->rows; r++) {                                              \
         if (r == block->rows - 1)                                                              \
             end = cols;                                                                        \
         ptrdiff_t j = begin;                                                                   \
-        if (!rotate && cols >= 4 * line)                                                       \
-            for (const ptrdiff_t head = line_head(OUT, sizeof(REAL), cols); j < head; j++)     \
-                OUT[j] = VALUE(*, j);                                                          \
-        if (stream && (rotate || cols >= 4 * line))                                            \
-            for (; j + line <= end; j += line) {                                               \
+        if (!rotate && cols >= 4 * LINE) {                                                     \
+            j = line_head(OUT, sizeof(STORE), cols);                                           \
+            FEW(0, j);                                                                         \
+        }                                                                                      \
+        if (stream && (rotate || cols >= 4 * LINE))                                            \
+            for (; j + LINE <= end; j += LINE) {                                               \
                 ASK(j);                                                                        \
-                for (int k = 0; k < 64 / VECTOR_BYTES; k++)                                    \
-                    NAME(stream)(OUT + j + k * WIDTH, VALUE(NAME(load), j + k * WIDTH));       \
+                for (ptrdiff_t i = j; i < j + LINE; i += WIDTH)                                \
+                    NAME(stream)(OUT + i, VECTOR(i));                                          \
             }                                                                                  \
-        else                                                                                   \
-            for (; j + WIDTH <= end; j += WIDTH)                                               \
-                NAME(store)(OUT + j, VALUE(NAME(load), j));                                    \
-        for (; j < end; j++)                                                                   \
-            OUT[j] = VALUE(*, j);                                                              \
+        for (; j + WIDTH <= end; j += WIDTH)                                                   \
+            NAME(store)(OUT + j, VECTOR(j));                                                   \
+        FEW(j, end - j);                                                                       \
         ADVANCE;                                                                               \
     }
+
+/* k elements, each by itself: VALUE(READ, OF, j) reads elements with READ, coefficients with OF. */
+#define ONE_BY_ONE(OUT, j, k)                                                                  \
+    for (ptrdiff_t e = j; e < (j) + (k); e++)                                                  \
+    NAME(put)(OUT + e, VALUE(GET, *, e))
+
+#define COEFFICIENT(p) _Generic((p), const float *: load_f32, const double *: load_f64)(p)
+#define NORM(READ, OF, j)                                                                      \
+    (((READ(x + (j)) - OF(hi + (j))) - OF(lo + (j))) * OF(scale + (j)) + OF(bias + (j)))
 
 KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
                                const Coefficients *columns, int stream) {
     const ptrdiff_t pitch = columns->pitch;
-    const REAL *x = from, *hi = columns->packed;
-    const REAL *lo = hi + LO * pitch, *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
-    REAL *y = to;
-    if (block->rows == 0)
-        return;
-#define VALUE(LOAD, j)                                                                         \
-    (((LOAD(x + (j)) - LOAD(hi + (j))) - LOAD(lo + (j))) * LOAD(scale + (j)) + LOAD(bias + (j)))
+    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
+    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    const STORE *x = from;
+    STORE *y = to;
+#define VALUE NORM
     if (columns->channels != NULL) {
         for (ptrdiff_t r = 0; r < block->rows; r++, x += block->cols, y += block->cols)
             for (ptrdiff_t j = 0; j < block->cols; j++) {
-                const Channel *w = columns->channels + j % columns->period;
-                y[j] = w->wide ? (REAL)(((x[j] - w->hi) - w->lo) * w->scale + w->bias)
-                               : VALUE(*, j);
+                const Channel *channel = columns->channels + j % columns->period;
+                NAME(put)(y + j, channel->kind == PLAIN_CHANNEL
+                                     ? VALUE(GET, *, j)
+                                     : (REAL)norm_of(channel, GET(x + j)));
             }
         return;
     }
+#define VECTOR(j) VALUE(LOAD, COEFFICIENT, j)
+#define FEW(j, k) ONE_BY_ONE(y, j, k)
 #define ASK(j) PREFETCH(x + (j) + AHEAD)
-    WALK(y, VALUE, ASK, (x += cols, y += cols))
+    WALK(y, VECTOR, FEW, ASK, (x += cols, y += cols))
 #undef ASK
+#undef FEW
+#undef VECTOR
 #undef VALUE
 }
 
@@ -271,25 +188,21 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
                                      const Block *block, const Coefficients *columns,
                                      int stream) {
     const ptrdiff_t pitch = columns->pitch;
-    const REAL *dy = from_dy, *x = from_x, *hi = columns->packed;
-    const REAL *lo = hi + LO * pitch, *scale = hi + SCALE * pitch, *slope = hi + SLOPE * pitch;
-    const REAL *mean_hi = hi + MEAN_DY_HI * pitch, *mean_lo = hi + MEAN_DY_LO * pitch;
-    REAL *dx = to;
-    if (block->rows == 0)
-        return;
-#define VALUE(LOAD, j)                                                                         \
-    (LOAD(scale + (j)) *                                                                       \
-     ((LOAD(dy + (j)) - LOAD(mean_hi + (j))) -                                                 \
-      (((LOAD(x + (j)) - LOAD(hi + (j))) - LOAD(lo + (j))) * LOAD(slope + (j)) +               \
-       LOAD(mean_lo + (j)))))
+    const REAL *hi = columns->packed, *lo = hi + LO * pitch, *scale = hi + SCALE * pitch;
+    const REAL *slope = hi + SLOPE * pitch, *dy_shift = hi + DY_SHIFT * pitch;
+    const REAL *rest = hi + REST * pitch;
+    const STORE *dy = from_dy, *x = from_x;
+    STORE *dx = to;
+#define VALUE(READ, OF, j)                                                                     \
+    ((READ(dy + (j)) - OF(dy_shift + (j))) * OF(scale + (j)) -                                 \
+     (((READ(x + (j)) - OF(hi + (j))) - OF(lo + (j))) * OF(slope + (j)) + OF(rest + (j))))
     if (columns->channels != NULL) {
         for (ptrdiff_t r = 0; r < block->rows; r++) {
             for (ptrdiff_t j = 0; j < block->cols; j++) {
-                const Channel *w = columns->channels + j % columns->period;
-                dx[j] = w->wide ? (REAL)(w->scale * ((dy[j] - w->mean_dy_hi) -
-                                                     (((x[j] - w->hi) - w->lo) * w->slope +
-                                                      w->mean_dy_lo)))
-                                : VALUE(*, j);
+                const Channel *channel = columns->channels + j % columns->period;
+                NAME(put)(dx + j, channel->kind == PLAIN_CHANNEL
+                                      ? VALUE(GET, *, j)
+                                      : (REAL)grad_of(channel, GET(dy + j), GET(x + j)));
             }
             dy += block->cols;
             x += block->cols;
@@ -297,22 +210,113 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
         }
         return;
     }
+#define VECTOR(j) VALUE(LOAD, COEFFICIENT, j)
+#define FEW(j, k) ONE_BY_ONE(dx, j, k)
 #define ASK(j) PREFETCH(dy + (j) + AHEAD), PREFETCH(x + (j) + AHEAD)
-    WALK(dx, VALUE, ASK, (dy += cols, x += cols, dx += cols))
+    WALK(dx, VECTOR, FEW, ASK, (dy += cols, x += cols, dx += cols))
 #undef ASK
+#undef FEW
+#undef VECTOR
 #undef VALUE
+}
+
+/* norm(x) + residual of element j, in a lane: the bits that it has among others. */
+INLINE VEC NAME(before_activation_at)(const STORE *x, const STORE *residual, ptrdiff_t j,
+                                      const Coefficients *columns) {
+    const REAL *hi = columns->packed, *lo = hi + LO * columns->pitch;
+    const REAL *scale = hi + SCALE * columns->pitch, *bias = hi + BIAS * columns->pitch;
+    VEC z = {NORM(GET, *, j)};
+    if (columns->channels != NULL && columns->channels[j % columns->period].kind != PLAIN_CHANNEL)
+        z[0] = (REAL)norm_of(columns->channels + j % columns->period, GET(x + j));
+    if (residual != NULL)
+        z[0] += GET(residual + j);
+    return z;
+}
+#define BEFORE_ACTIVATION(j)                                                                   \
+    (residual == NULL ? NORM(LOAD, COEFFICIENT, j)                                             \
+                      : NORM(LOAD, COEFFICIENT, j) + LOAD(residual + (j)))
+#define ADVANCE_RESIDUAL (residual = residual == NULL ? NULL : residual + block->cols)
+
+/* y = activation(norm(x) + residual). */
+KERNEL void NAME(column_apply_fused)(void *to, const void *from, const void *from_residual,
+                                     const Block *block, const Coefficients *columns,
+                                     int activation, int stream) {
+    const ptrdiff_t pitch = columns->pitch;
+    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
+    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    const STORE *x = from, *residual = from_residual;
+    STORE *y = to;
+#define VECTOR(j) ACTIVATE(BEFORE_ACTIVATION(j))
+#define FEW(j, k)                                                                              \
+    for (ptrdiff_t e = j; e < (j) + (k); e++)                                                  \
+    NAME(put)(y + e, ACTIVATE(NAME(before_activation_at)(x, residual, e, columns))[0])
+#define ASK(j) PREFETCH(x + (j) + AHEAD)
+    if (columns->channels != NULL) {
+        for (ptrdiff_t r = 0; r < block->rows; r++, ADVANCE_RESIDUAL) {
+            FEW(0, block->cols);
+            x += block->cols;
+            y += block->cols;
+        }
+        return;
+    }
+    WALK(y, VECTOR, FEW, ASK, (x += cols, y += cols, ADVANCE_RESIDUAL))
+#undef ASK
+#undef FEW
+#undef VECTOR
+}
+
+/* g = dy * activation'(norm(x) + residual). */
+KERNEL void NAME(column_activation_grads)(void *to, const void *from_dy, const void *from_x,
+                                          const void *from_residual, const Block *block,
+                                          const Coefficients *columns, int activation,
+                                          int stream) {
+    const ptrdiff_t pitch = columns->pitch;
+    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
+    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
+    STORE *g = to;
+#define VECTOR(j) (LOAD(dy + (j)) * SLOPE_OF(BEFORE_ACTIVATION(j)))
+#define FEW(j, k)                                                                              \
+    for (ptrdiff_t e = j; e < (j) + (k); e++)                                                  \
+    NAME(put)                                                                                  \
+    (g + e,                                                                                    \
+     GET(dy + e) * SLOPE_OF(NAME(before_activation_at)(x, residual, e, columns))[0])
+#define ASK(j) PREFETCH(dy + (j) + AHEAD), PREFETCH(x + (j) + AHEAD)
+    if (columns->channels != NULL) {
+        for (ptrdiff_t r = 0; r < block->rows; r++, ADVANCE_RESIDUAL) {
+            FEW(0, block->cols);
+            dy += block->cols;
+            x += block->cols;
+            g += block->cols;
+        }
+        return;
+    }
+    WALK(g, VECTOR, FEW, ASK, (dy += cols, x += cols, g += cols, ADVANCE_RESIDUAL))
+#undef ASK
+#undef FEW
+#undef VECTOR
 }
 
 #undef WALK
 
 static const Columns NAME(columns) = {
-    sizeof(REAL),      NAME(column_shifts), NAME(column_sums),      NAME(column_grad_sums),
-    NAME(column_pack), NAME(column_apply), NAME(column_apply_grads),
+    sizeof(REAL),      NAME(column_shifts),      NAME(column_sums),        NAME(column_grad_sums),
+    NAME(column_pack), NAME(column_apply),       NAME(column_apply_fused), NAME(column_apply_grads),
+    NAME(column_activation_grads),
 };
 
-#undef WIDTH
+#undef ADVANCE_RESIDUAL
+#undef BEFORE_ACTIVATION
+#undef NORM
+#undef COEFFICIENT
+#undef ONE_BY_ONE
 #undef AHEAD
+#undef LINE
+#undef WIDTH
+#undef LOAD
+#undef GET
 #undef VEC
+#undef STORE
 #undef NAME
 
 #endif

@@ -158,13 +158,11 @@ def sum_share(partial, lanes, dy, x, shift, firsts, edges, period, first, last, 
         sum_unit(partial, lanes, dy, x, shift, kept, period, quantities, u, begin, end, n, c, s)
 
 
-@block
-def sum_cells(partial, lanes, dy, x, shift, firsts, edges, period, begin, end, n, c, s):
+@inline
+def sum_cells(sums, lanes, dy, x, shift, kept, period, begin, end, n, c, s):
     """All units of the cells begin to end, block by block."""
-    itemsize, quantities, kept = x.itemsize, partial.shape[1], kept_memory(firsts, edges)
-    width, units = block_channels(itemsize, s), unit_count(n, s)
-    partial, lanes = memory(partial), memory(lanes)
-    dy, x, shift = memory(dy), memory(x), memory(shift)
+    partial, units, quantities, _ = sums
+    width = block_channels(x.itemsize, s)
     for j in range(begin, end, width):
         last = min(end, j + width)
         for u in range(units):
@@ -172,9 +170,9 @@ def sum_cells(partial, lanes, dy, x, shift, firsts, edges, period, begin, end, n
 
 
 @block
-def set_shifts(shift, x, firsts, edges, begin, end, n, c, s):
+def set_shifts(shift, x, kept, begin, end, n, c, s):
     """Shifts of the cells begin to end, from the first of their elements that count."""
-    x, (first, edge, planes) = memory(x), kept_memory(firsts, edges)
+    first, edges, planes = kept
     for ch in range(begin, end):
         if planes == 0:
             shift[ch] = run_shift(x, ch * s, s)
@@ -183,20 +181,22 @@ def set_shifts(shift, x, firsts, edges, begin, end, n, c, s):
         for i in range(n):
             p = plane_of(i, ch, n, c, planes)
             if first[p + 1] > first[p]:
-                low, high = edge[2 * first[p]], edge[2 * first[p] + 1]
+                low, high = edges[2 * first[p]], edges[2 * first[p] + 1]
                 shift[ch] = run_shift(x, (i * c + ch) * s + low, high - low)
                 break
 
 
 @block
-def sum_moved(
-    partial, lanes, x, shift, firsts, edges, period, bad, first, last, begin, end, n, c, s
-):
+def set_shifts_share(shift, x, firsts, edges, begin, end, n, c, s):
+    """`set_shifts` of arrays."""
+    set_shifts(memory(shift), memory(x), kept_memory(firsts, edges), begin, end, n, c, s)
+
+
+@block
+def sum_moved(partial, lanes, x, shift, kept, period, bad, first, last, begin, end, n, c, s):
     """Set partial[first to last] again, for those of the cells whose shift was moved."""
-    kept = kept_memory(firsts, edges)
-    partial, lanes, x, shift = memory(partial), memory(lanes), memory(x), memory(shift)
     for ch in range(begin, end):
-        if bad[ch]:
+        if bad[ch] != 0.0:
             for u in range(first, last):
                 sum_unit(
                     partial, lanes, None, x, shift, kept, period, FORWARD_SUMS, u, ch, ch + 1, n,
@@ -204,10 +204,21 @@ def sum_moved(
                 )  # fmt: skip
 
 
+@block
+def sum_moved_share(
+    partial, lanes, x, shift, firsts, edges, period, bad, first, last, begin, end, n, c, s
+):
+    """`sum_moved` of arrays."""
+    sum_moved(
+        memory(partial), memory(lanes), memory(x), memory(shift), kept_memory(firsts, edges),
+        period, memory(bad), first, last, begin, end, n, c, s
+    )  # fmt: skip
+
+
 # Elementwise passes: `put` sets a run of channel ch and plane i from what `work` holds.
 
 
-@block
+@inline
 def put_unit(put, work, u, begin, end, n, c, s):
     """Unit u of the channels begin to end."""
     plane, last_plane, offset, length = unit_bounds(u, n, s)

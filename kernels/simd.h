@@ -164,6 +164,19 @@ typedef struct {
    EMPTY: nothing counts (rstd is 0); y is bias, whatever x is. */
 enum { PLAIN_CHANNEL, WIDE_CHANNEL, EMPTY_CHANNEL };
 
+/* One element of a channel that is not plain, in float64. */
+INLINE double norm_of(const Channel *channel, double x) {
+    if (channel->kind == EMPTY_CHANNEL)
+        return channel->bias;
+    return ((x - channel->hi) - channel->lo) * channel->scale + channel->bias;
+}
+INLINE double grad_of(const Channel *channel, double dy, double x) {
+    if (channel->kind == EMPTY_CHANNEL)
+        return 0.0;
+    return (dy - channel->dy_shift) * channel->scale -
+           (((x - channel->hi) - channel->lo) * channel->slope + channel->rest);
+}
+
 /* Bounds beyond which float32 intermediates could overflow although the result does not. With
    |mean| <= 4e37 and |x| <= 3e38, x - mean is finite; |x - mean| <= sqrt(count) * std. What is not
    finite is not wide: it would only make a hopeless channel slow. */

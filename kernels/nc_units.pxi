@@ -1,0 +1,335 @@
+# What is done to one part of an array of family nc in Cython: to a unit of rows, to a piece of
+# columns. Who does which part when is in nc.pxi; columns.h holds the arithmetic on a block of rows.
+
+cdef extern from "columns.h" nogil:
+    enum: COEFFICIENTS
+    enum: WRAP
+    ctypedef struct Block:
+        Py_ssize_t rows, cols
+    ctypedef struct Coefficients:
+        const void *packed
+        Py_ssize_t pitch
+        const Channel *channels
+        Py_ssize_t period
+    ctypedef struct Columns:
+        Py_ssize_t itemsize
+        void (*first_shifts)(
+            double *shift, const void *x, const Block *block, Py_ssize_t first, Py_ssize_t last
+        ) noexcept nogil
+        void (*sums)(
+            double *sum, double *square, const void *x, const Block *block, const double *shift
+        ) noexcept nogil
+        void (*grad_sums)(
+            double *sum, double *product, double *rest, const void *dy, const void *x,
+            const Block *block, const double *mean
+        ) noexcept nogil
+        void (*pack)(
+            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channel, int gradient
+        ) noexcept nogil
+        void (*apply)(
+            void *y, const void *x, const Block *block, const Coefficients *columns, int stream
+        ) noexcept nogil
+        void (*apply_fused)(
+            void *y, const void *x, const void *residual, const Block *block,
+            const Coefficients *columns, int activation, int stream) noexcept nogil
+        void (*apply_grads)(
+            void *dx, const void *dy, const void *x, const Block *block,
+            const Coefficients *columns, int stream) noexcept nogil
+        void (*activation_grads)(
+            void *g, const void *dy, const void *x, const void *residual, const Block *block,
+            const Coefficients *columns, int activation, int stream) noexcept nogil
+    const Columns columns_f32, columns_f64, columns_f16, columns_bf16
+
+cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
+cdef Py_ssize_t UNIT_BLOCK_LEAST = _schedule.UNIT_BLOCK_LEAST
+cdef Py_ssize_t UNITS = _schedule.UNITS
+# Rows are folded until they hold FOLD columns and, where that takes no more than FOLD_MOST, are
+# whole cache lines.
+cdef Py_ssize_t FOLD = 64
+cdef Py_ssize_t FOLD_MOST = 1024
+# Columns whose totals one thread settles at a time.
+cdef Py_ssize_t PIECE = 64
+
+cdef struct Plan:
+    # The sizes and how they are cut: by sizes alone, never by the number of threads.
+    const Columns *columns
+    Py_ssize_t b, m, c
+    Py_ssize_t fold        # rows that are read as one
+    Py_ssize_t wide        # columns of such a row: fold * c
+    Py_ssize_t rows        # whole folded rows of one b; what is left over is one shorter row
+    Py_ssize_t unit        # folded rows of one unit
+    Py_ssize_t units       # units of one b
+    Py_ssize_t piece       # columns that are settled at a time: whole statistics
+    Py_ssize_t pieces      # of one b
+    double *shift          # (b, wide): the channel's shift under every column
+    double *totals         # (b, units, width, wide): sums of every unit
+    char *packed           # (COEFFICIENTS, b, wide + WRAP) in the type computed in
+    # (b, pieces): is a shift bad; is a channel not plain
+    unsigned char *bad
+    unsigned char *uneven
+
+
+cdef void make_plan(
+    Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
+) noexcept nogil:
+    cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
+    plan.columns = &columns_f32
+    if job.storage == F64:
+        plan.columns = &columns_f64
+    elif job.storage == F16:
+        plan.columns = &columns_f16
+    elif job.storage == BF16:
+        plan.columns = &columns_bf16
+    plan.b, plan.m, plan.c = b, m, c
+    # A mask drops single rows.
+    plan.fold = 1 if job.mask != NULL else max(1, min(m, fold_of(c, 64 // job.itemsize)))
+    plan.wide = plan.fold * c
+    plan.rows = m // plan.fold
+    plan.unit = max(8, block // plan.wide // 8 * 8)
+    plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
+    plan.piece = job.merged * max(1, PIECE // job.merged)
+    plan.pieces = (c + plan.piece - 1) // plan.piece
+
+
+cdef Py_ssize_t fold_of(Py_ssize_t c, Py_ssize_t line) noexcept nogil:
+    # Rows to read as one, of `line` elements in a cache line.
+    cdef Py_ssize_t lines = 1, fold
+    while lines * c % line != 0:
+        lines *= 2
+    fold = lines
+    while fold * c < FOLD:
+        fold += lines
+    return fold if fold * c <= FOLD_MOST else (FOLD + c - 1) // c
+
+
+cdef inline bint any_of(const unsigned char *flags, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        if flags[i]:
+            return True
+    return False
+
+
+cdef struct Part:
+    # Rows of one b: the block, where it starts in x, and its first column in (b, wide).
+    Block block
+    Py_ssize_t at, column
+
+
+cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
+    # The whole folded rows of a unit or, with `rest`, the rows that folding leaves over.
+    cdef Part part
+    cdef Py_ssize_t b = item // plan.units, unit = item % plan.units, row = unit * plan.unit
+    part.block.cols = plan.wide
+    part.block.rows = max(0, min(plan.unit, plan.rows - row))
+    if rest:
+        row = plan.rows
+        part.block.cols = plan.m % plan.fold * plan.c
+        part.block.rows = 1 if unit == plan.units - 1 and part.block.cols > 0 else 0
+    part.at = b * plan.m * plan.c + row * plan.wide
+    part.column = b * plan.wide
+    return part
+
+
+cdef void part_sums(Job *job, Plan *plan, const Part *part, double *totals) noexcept nogil:
+    cdef Py_ssize_t at = part.at * job.itemsize
+    if job.gradient_sums:
+        plan.columns.grad_sums(
+            totals, totals + plan.wide, totals + 2 * plan.wide, job.dy + at, job.x + at,
+            &part.block, plan.shift + part.column)
+    else:
+        plan.columns.sums(
+            totals, totals + plan.wide, job.x + at, &part.block, plan.shift + part.column)
+
+
+cdef void part_elementwise(
+    Job *job, Plan *plan, const Part *part, const Coefficients *by
+) noexcept nogil:
+    cdef Py_ssize_t at = part.at * job.itemsize
+    cdef char *out = job.out + at
+    if job.kind == NORMALIZE:
+        plan.columns.apply(out, job.x + at, &part.block, by, job.stream)
+    elif job.kind == GRADIENT:
+        plan.columns.apply_grads(out, job.dy + at, job.x + at, &part.block, by, job.stream)
+    elif job.kind == SCALE:
+        plan.columns.apply(out, job.dy + at, &part.block, by, job.stream)
+    elif job.kind == NORMALIZE_FUSED:
+        plan.columns.apply_fused(
+            out, job.x + at, residual_at(job, at), &part.block, by, job.activation, job.stream)
+    else:
+        plan.columns.activation_grads(
+            out, job.dy + at, job.x + at, residual_at(job, at), &part.block, by, job.activation,
+            job.stream)
+
+
+cdef Py_ssize_t kept_rows(Job *job, Plan *plan, Part *part, Part *run) noexcept nogil:
+    # The first rows of a part that are all kept, or all masked; takes them off the part.
+    cdef Py_ssize_t row = part.at // plan.c, end
+    run[0] = part[0]
+    end = mask_run(job.mask, row, row + part.block.rows)
+    run.block.rows = end - row
+    part.block.rows -= run.block.rows
+    part.at += run.block.rows * plan.c
+    return job.mask[row]
+
+
+cdef void unit_sums(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    cdef double *totals = plan.totals + item * job.width * plan.wide
+    cdef Part part, kept
+    cdef Py_ssize_t at
+    cdef int rest
+    for at in range(job.width * plan.wide):
+        totals[at] = 0.0
+    for rest in range(2):
+        part = part_of(plan, item, rest)
+        if job.mask == NULL:
+            part_sums(job, plan, &part, totals)
+            continue
+        while part.block.rows > 0:
+            if kept_rows(job, plan, &part, &kept):
+                part_sums(job, plan, &kept, totals)
+
+
+cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    cdef Coefficients by
+    cdef Part part, kept
+    cdef Py_ssize_t b = item // plan.units
+    cdef int rest
+    by.pitch = plan.b * (plan.wide + WRAP)
+    by.period = plan.c
+    by.packed = plan.packed + b * (plan.wide + WRAP) * plan.columns.itemsize
+    by.channels = NULL
+    if any_of(plan.uneven + b * plan.pieces, plan.pieces):
+        by.channels = job.channels + b * plan.c
+    for rest in range(2):
+        part = part_of(plan, item, rest)
+        if job.mask == NULL or not job.gradient_sums:
+            part_elementwise(job, plan, &part, &by)
+            continue
+        while part.block.rows > 0:
+            if kept_rows(job, plan, &part, &kept):
+                part_elementwise(job, plan, &kept, &by)
+            else:
+                memset(
+                    job.out + kept.at * job.itemsize, 0,
+                    kept.block.rows * plan.c * job.itemsize)
+
+
+cdef struct Piece:
+    # Some columns of one b: first to last of c, the first's cell, their statistics.
+    Py_ssize_t b, first, last, cell, statistic, statistic_end
+
+
+cdef inline Piece piece_of(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    cdef Piece piece
+    piece.b = item // plan.pieces
+    piece.first = item % plan.pieces * plan.piece
+    piece.last = min(plan.c, piece.first + plan.piece)
+    piece.cell = piece.b * plan.c + piece.first
+    piece.statistic = piece.cell // job.merged
+    piece.statistic_end = piece.statistic + (piece.last - piece.first) // job.merged
+    return piece
+
+
+cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # The shifts of a piece of channels, in a forward found here. With a mask 0: what is masked must
+    # not be looked at, and a shift far off costs but a second sweep.
+    cdef Piece piece = piece_of(job, plan, item)
+    cdef Py_ssize_t i
+    cdef Block block
+    if not job.gradient_sums:
+        block.rows = plan.m
+        block.cols = plan.c
+        if job.mask == NULL:
+            plan.columns.first_shifts(
+                job.shift + piece.b * plan.c, job.x + piece.b * plan.m * plan.c * job.itemsize,
+                &block, piece.first, piece.last)
+        for i in range(piece.statistic, piece.statistic_end):
+            share_shift(job, i, 0.0 if job.mask != NULL else job.shift[i * job.merged])
+    piece_spread(job, plan, item)
+
+
+cdef void piece_spread(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # The shifts under every folded column.
+    cdef Piece piece = piece_of(job, plan, item)
+    cdef Py_ssize_t j, k
+    for k in range(plan.fold):
+        for j in range(piece.first, piece.last):
+            plan.shift[piece.b * plan.wide + k * plan.c + j] = job.shift[piece.b * plan.c + j]
+
+
+cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # Unit by unit in order, whoever summed them.
+    cdef Piece piece = piece_of(job, plan, item)
+    cdef Py_ssize_t j, k, f, unit
+    cdef double *sums
+    cdef const double *totals
+    for k in range(job.width):
+        sums = job.sums + k * job.cells + piece.b * plan.c
+        for j in range(piece.first, piece.last):
+            sums[j] = 0.0
+        for unit in range(plan.units):
+            totals = plan.totals + ((piece.b * plan.units + unit) * job.width + k) * plan.wide
+            for f in range(plan.fold):
+                for j in range(piece.first, piece.last):
+                    sums[j] += totals[f * plan.c + j]
+
+
+cdef void piece_first_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # After the first sweep: the statistics, unless a shift was bad.
+    cdef Piece piece = piece_of(job, plan, item)
+    cdef Py_ssize_t i
+    piece_totals(job, plan, item)
+    plan.bad[item] = False
+    if not job.gradient_sums:
+        for i in range(piece.statistic, piece.statistic_end):
+            if shift_was_bad(job, i):
+                plan.bad[item] = True
+    if plan.bad[item]:
+        piece_spread(job, plan, item)
+    else:
+        piece_settle(job, plan, item)
+
+
+cdef void piece_last_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    piece_totals(job, plan, item)
+    piece_settle(job, plan, item)
+
+
+cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
+    # The statistics of a piece of channels, and their coefficients as the vector loops want them.
+    cdef Piece piece = piece_of(job, plan, item)
+    cdef Py_ssize_t i, j, k, row = plan.wide + WRAP, pitch = plan.b * row
+    cdef Channel *channels = job.channels + piece.b * plan.c
+    for i in range(piece.statistic, piece.statistic_end):
+        job.settle(job, i)
+    plan.uneven[item] = False
+    if job.kind == NOTHING:
+        return
+    for j in range(piece.first, piece.last):
+        if channels[j].kind != PLAIN_CHANNEL:
+            plan.uneven[item] = True
+        k = j
+        while k < row:
+            plan.columns.pack(
+                plan.packed, pitch, piece.b * row + k, channels + j, job.kind == GRADIENT)
+            k += plan.c
+
+
+cdef int give_mask(
+    Job *job, object mask, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
+) except -1:
+    # (b, m): whole rows.
+    cdef const unsigned char *bytes_ = mask_data(mask)
+    cdef Py_ssize_t i, at, each = job.statistics // max(1, b)
+    if bytes_ == NULL or job.size == 0:
+        return 0
+    if cnp.PyArray_SIZE(mask) != b * m:
+        refuse("mask", f"{b * m} elements", f"shape {mask.shape}")
+    job.mask = bytes_
+    job.counts = job.shift + job.cells
+    for i in range(b):
+        job.counts[i * each] = mask_count(bytes_ + i * m, m) * job.merged
+        for at in range(i * each + 1, (i + 1) * each):
+            job.counts[at] = job.counts[i * each]
+    return 0

@@ -1,0 +1,137 @@
+# The schedules of family nchw in Cython: n runs of s contiguous elements for each of c channels.
+# What is done to a part is in nchw_units.pxi.
+#
+# Sums run over *units*: a group of planes when planes are small, a segment of one plane when they
+# are large. A channel's sums are added unit by unit, in order, so two schedules give the same bits:
+#
+# * by channel: a thread takes a few channels at a time, sums all their units and applies the result
+#   while they lie in its cache, so x comes from memory once;
+# * by unit, where there are too few channels to share out evenly: all partial sums first, then all
+#   applies, each sweep shared out by units.
+
+from cython.parallel cimport prange
+
+include "nchw_units.pxi"
+
+# By channel ------------------------------------------------------------------------------------
+
+
+cdef void block_sums(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef double part[3 * MAX_STRIP]
+    cdef Py_ssize_t unit, begin, end
+    begin = first
+    while begin < last:
+        end = min(last, begin + plan.strip)
+        for unit in range(plan.units):
+            unit_sums(job, plan, begin, end, unit, part)
+            add_parts(job, begin, end, part, unit == 0)
+        begin = end
+
+
+cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, bint reduce) noexcept nogil:
+    cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
+    cdef Py_ssize_t unit, i
+    cdef int sweep
+    if reduce:
+        first_shifts(job, plan, first, last)
+        for sweep in range(2):
+            block_sums(job, plan, first, last)
+            if sweep == 1 or not bad_shifts(job, first, last):
+                break
+    for i in range(first // job.merged, last // job.merged):
+        job.settle(job, i)
+    if job.kind != NOTHING:
+        for unit in range(plan.units - 1, -1, -1):
+            unit_elementwise(job, plan, first, last, unit)
+        if job.stream:
+            stream_fence()
+
+
+# By unit ---------------------------------------------------------------------------------------
+
+
+cdef inline Py_ssize_t strip_end(Plan *plan, Py_ssize_t strip) noexcept nogil:
+    return min(plan.c, (strip + 1) * plan.strip)
+
+
+cdef void all_sums(Job *job, Plan *plan, double *parts, int threads) noexcept nogil:
+    cdef Py_ssize_t item, strip, unit, items = plan.units * plan.strips
+    cdef int sweep
+    first_shifts(job, plan, 0, plan.c)
+    for sweep in range(2):
+        for item in prange(items, num_threads=threads, schedule="static"):
+            unit_sums(
+                job, plan, item % plan.strips * plan.strip,
+                strip_end(plan, item % plan.strips), item // plan.strips,
+                parts + item * 3 * MAX_STRIP)
+        for unit in range(plan.units):
+            for strip in range(plan.strips):
+                add_parts(
+                    job, strip * plan.strip, strip_end(plan, strip),
+                    parts + (unit * plan.strips + strip) * 3 * MAX_STRIP, unit == 0)
+        if sweep == 1 or not bad_shifts(job, 0, plan.c):
+            break
+
+
+cdef void elementwise_share(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    # Backwards, because the end of the share is what the sums left in the cache.
+    cdef Py_ssize_t item, strip
+    for item in range(last - 1, first - 1, -1):
+        strip = item % plan.strips
+        unit_elementwise(
+            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips)
+    if job.stream:
+        stream_fence()
+
+
+cdef void all_elementwise(Job *job, Plan *plan, int threads) noexcept nogil:
+    cdef Py_ssize_t items = plan.units * plan.strips
+    cdef int t
+    for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+        elementwise_share(job, plan, items * t // threads, items * (t + 1) // threads)
+
+
+cdef void run(
+    Job *job, Plan *plan, bint reduce, bint by_channel, double *parts, int threads
+) noexcept nogil:
+    cdef Py_ssize_t block, i
+    if threads == 1:
+        for block in range(plan.blocks):
+            one_block(job, plan, block, reduce)
+    elif by_channel:
+        for block in prange(plan.blocks, num_threads=threads, schedule="static"):
+            one_block(job, plan, block, reduce)
+    else:
+        if reduce:
+            all_sums(job, plan, parts, threads)
+        for i in range(job.statistics):
+            job.settle(job, i)
+        if job.kind != NOTHING:
+            all_elementwise(job, plan, threads)
+
+
+cdef int launch(
+    Job *job, bint reduce, object mask, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads
+) except -1:
+    cdef Plan plan
+    cdef double *parts = NULL
+    cdef PyThreadState *state
+    cdef Py_ssize_t most
+    cdef bint by_channel
+    check_threads(threads)
+    plan = make_plan(job, n, c, s)
+    give_mask(job, &plan, mask, n, c, s)
+    if job.size == 0:
+        return 0
+    # Whole blocks must leave the busiest thread at most a quarter above the average.
+    most = (plan.blocks + threads - 1) // threads
+    by_channel = 4 * most * threads <= 5 * plan.blocks
+    if threads > 1 and reduce and not by_channel:
+        parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
+    state = release(job)
+    run(job, &plan, reduce, by_channel, parts, threads)
+    acquire(state)
+    PyMem_RawFree(parts)
+    return 0

@@ -1,0 +1,280 @@
+# What is done to one part of an array of family nchw in Cython: to a unit of a few channels. Who
+# does which part when is in nchw.pxi; the arithmetic on one run is in runs.h.
+
+cdef extern from "runs.h" nogil:
+    ctypedef struct Runs:
+        double (*first_shift)(
+            const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
+        void (*sums)(
+            double *lanes, const void *x, Py_ssize_t len, double shift, Py_ssize_t next
+        ) noexcept nogil
+        void (*grad_sums)(
+            double *lanes, const void *dy, const void *x, Py_ssize_t len, double mean,
+            Py_ssize_t next) noexcept nogil
+        void (*apply)(
+            void *y, const void *x, Py_ssize_t len, const Channel *channel, int stream
+        ) noexcept nogil
+        void (*apply_fused)(
+            void *y, const void *x, const void *residual, Py_ssize_t len, const Channel *channel,
+            int activation, int stream) noexcept nogil
+        void (*apply_grads)(
+            void *dx, const void *dy, const void *x, Py_ssize_t len, const Channel *channel,
+            int stream) noexcept nogil
+        void (*activation_grads)(
+            void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
+            const Channel *channel, int activation, int stream) noexcept nogil
+    const Runs runs_f32, runs_f64, runs_f16, runs_bf16
+
+# Channels whose lanes lie on a thread's stack together.
+cdef enum:
+    MAX_STRIP = 16
+cdef Py_ssize_t RUN_BYTES = _schedule.RUN_BYTES
+cdef Py_ssize_t GROUP = _schedule.UNIT_ELEMENTS
+cdef Py_ssize_t SEGMENT = 2 * _schedule.UNIT_ELEMENTS
+# Shorter runs are not streamed: their first and last lines would be most of them.
+cdef Py_ssize_t STREAM_RUN_BYTES = 1024
+
+
+cdef struct Plan:
+    # The sizes and how they are cut: by sizes alone, never by the number of threads.
+    const Runs *runs
+    Py_ssize_t n, c, s
+    Py_ssize_t group         # planes of one unit (small planes)
+    Py_ssize_t segments      # units of one plane (large planes)
+    Py_ssize_t units         # units of one channel
+    Py_ssize_t strip         # channels that are summed together
+    Py_ssize_t strips
+    Py_ssize_t block         # channels that are settled together: whole statistics
+    Py_ssize_t blocks
+    Py_ssize_t mask_channels # that share a row of the mask; 0: every plane has its row
+
+
+cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept nogil:
+    cdef Plan plan
+    cdef Py_ssize_t run = max(1, s * job.itemsize)
+    plan.runs = &runs_f32
+    if job.storage == F64:
+        plan.runs = &runs_f64
+    elif job.storage == F16:
+        plan.runs = &runs_f16
+    elif job.storage == BF16:
+        plan.runs = &runs_bf16
+    plan.n = n
+    plan.c = c
+    plan.s = s
+    plan.segments = max(1, (s + SEGMENT - 1) // SEGMENT)
+    plan.group = max(1, GROUP // max(1, s))
+    plan.units = n * plan.segments if plan.segments > 1 else (n + plan.group - 1) // plan.group
+    plan.strip = min(<Py_ssize_t>MAX_STRIP, max(1, RUN_BYTES // run))
+    plan.strips = (c + plan.strip - 1) // plan.strip
+    plan.block = job.merged * max(1, plan.strip // job.merged)
+    plan.blocks = (c + plan.block - 1) // plan.block
+    plan.mask_channels = 0
+    job.stream = job.stream and run >= STREAM_RUN_BYTES
+    return plan
+
+
+cdef struct Bounds:
+    # Where a unit lies: planes [plane, plane_end), elements [start, start + len) of each.
+    Py_ssize_t plane, plane_end, start, len
+
+
+cdef inline Bounds bounds_of(Plan *plan, Py_ssize_t unit) noexcept nogil:
+    cdef Bounds bounds
+    if plan.segments > 1:
+        bounds.plane = unit // plan.segments
+        bounds.plane_end = bounds.plane + 1
+        bounds.start = unit % plan.segments * SEGMENT
+        bounds.len = min(SEGMENT, plan.s - bounds.start)
+    else:
+        bounds.plane = unit * plan.group
+        bounds.plane_end = min(plan.n, bounds.plane + plan.group)
+        bounds.start = 0
+        bounds.len = plan.s
+    return bounds
+
+
+cdef inline Py_ssize_t to_next_run(
+    Plan *plan, Bounds *bounds, Py_ssize_t plane, Py_ssize_t i, Py_ssize_t channels
+) noexcept nogil:
+    # Elements from the start of a run to the start of the one that is summed after it.
+    if bounds.start + bounds.len < plan.s:
+        return bounds.len
+    if i + 1 < channels:
+        return plan.s
+    if plane + 1 < plan.n:
+        return (plan.c - channels + 1) * plan.s - bounds.start
+    return 0
+
+
+cdef inline void run_sums(
+    Job *job, Plan *plan, double *lanes, Py_ssize_t at, Py_ssize_t len, double shift,
+    Py_ssize_t next
+) noexcept nogil:
+    at *= job.itemsize
+    if job.gradient_sums:
+        plan.runs.grad_sums(lanes, job.dy + at, job.x + at, len, shift, next)
+    else:
+        plan.runs.sums(lanes, job.x + at, len, shift, next)
+
+
+cdef inline void run_elementwise(
+    Job *job, Plan *plan, Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len
+) noexcept nogil:
+    cdef const Channel *by = job.channels + channel
+    at *= job.itemsize
+    if job.kind == NORMALIZE:
+        plan.runs.apply(job.out + at, job.x + at, len, by, job.stream)
+    elif job.kind == GRADIENT:
+        plan.runs.apply_grads(job.out + at, job.dy + at, job.x + at, len, by, job.stream)
+    elif job.kind == SCALE:
+        plan.runs.apply(job.out + at, job.dy + at, len, by, job.stream)
+    elif job.kind == NORMALIZE_FUSED:
+        plan.runs.apply_fused(
+            job.out + at, job.x + at, residual_at(job, at), len, by, job.activation, job.stream)
+    else:
+        plan.runs.activation_grads(
+            job.out + at, job.dy + at, job.x + at, residual_at(job, at), len, by, job.activation,
+            job.stream)
+
+
+cdef inline const unsigned char *mask_of(
+    Job *job, Plan *plan, Py_ssize_t plane, Py_ssize_t channel
+) noexcept nogil:
+    cdef Py_ssize_t row = plane
+    if plan.mask_channels > 0:
+        row = channel // plan.mask_channels
+    return job.mask + row * plan.s
+
+
+cdef void masked_sums(
+    Job *job, Plan *plan, double *lanes, const unsigned char *mask, Py_ssize_t at, Py_ssize_t len,
+    double shift
+) noexcept nogil:
+    # Over the runs of kept elements.
+    cdef Py_ssize_t i = 0, end
+    while i < len:
+        end = mask_run(mask, i, len)
+        if mask[i]:
+            run_sums(job, plan, lanes, at + i, end - i, shift, end - i)
+        i = end
+
+
+cdef void masked_elementwise(
+    Job *job, Plan *plan, const unsigned char *mask, Py_ssize_t channel, Py_ssize_t at,
+    Py_ssize_t len
+) noexcept nogil:
+    cdef Py_ssize_t i = 0, end
+    while i < len:
+        end = mask_run(mask, i, len)
+        if mask[i]:
+            run_elementwise(job, plan, channel, at + i, end - i)
+        else:
+            memset(job.out + (at + i) * job.itemsize, 0, (end - i) * job.itemsize)
+        i = end
+
+
+cdef void unit_sums(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, double *part
+) noexcept nogil:
+    # part[k * MAX_STRIP + i]: sum k of this unit of the channel first + i.
+    cdef double lanes[MAX_STRIP][3 * LANES]
+    cdef Bounds bounds = bounds_of(plan, unit)
+    cdef Py_ssize_t plane, i, k, at, next, channels = last - first
+    for i in range(channels):
+        for k in range(job.width * LANES):
+            lanes[i][k] = 0.0
+    for plane in range(bounds.plane, bounds.plane_end):
+        for i in range(channels):
+            at = (plane * plan.c + first + i) * plan.s + bounds.start
+            if job.mask == NULL:
+                next = to_next_run(plan, &bounds, plane, i, channels)
+                run_sums(job, plan, lanes[i], at, bounds.len, job.shift[first + i], next)
+            else:
+                masked_sums(
+                    job, plan, lanes[i], mask_of(job, plan, plane, first + i) + bounds.start, at,
+                    bounds.len, job.shift[first + i])
+    for i in range(channels):
+        for k in range(job.width):
+            part[k * MAX_STRIP + i] = lane_sum(lanes[i] + k * LANES)
+
+
+cdef void unit_elementwise(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit
+) noexcept nogil:
+    cdef Bounds bounds = bounds_of(plan, unit)
+    cdef Py_ssize_t plane, i, at
+    cdef bint masked = job.mask != NULL and job.gradient_sums
+    for plane in range(bounds.plane, bounds.plane_end):
+        for i in range(first, last):
+            at = (plane * plan.c + i) * plan.s + bounds.start
+            if masked:
+                masked_elementwise(
+                    job, plan, mask_of(job, plan, plane, i) + bounds.start, i, at, bounds.len)
+            else:
+                run_elementwise(job, plan, i, at, bounds.len)
+
+
+cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # Of whole statistics. With a mask, 0: what is masked must not be looked at, and a shift far off
+    # costs but a second sweep.
+    cdef Py_ssize_t i, channels = job.merged
+    if job.gradient_sums:
+        return
+    i = first
+    while i < last:
+        if job.mask != NULL:
+            share_shift(job, i // channels, 0.0)
+        else:
+            share_shift(job, i // channels, plan.runs.first_shift(
+                job.x + i * plan.s * job.itemsize, plan.n, channels * plan.s, plan.c * plan.s))
+        i += channels
+
+
+cdef bint bad_shifts(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef bint bad = False
+    cdef Py_ssize_t i
+    if not job.gradient_sums:
+        for i in range(first // job.merged, last // job.merged):
+            if shift_was_bad(job, i):
+                bad = True
+    return bad
+
+
+cdef void add_parts(
+    Job *job, Py_ssize_t first, Py_ssize_t last, const double *part, bint start
+) noexcept nogil:
+    cdef Py_ssize_t i, k, at
+    for k in range(job.width):
+        for i in range(last - first):
+            at = k * job.cells + first + i
+            job.sums[at] = part[k * MAX_STRIP + i] + (0.0 if start else job.sums[at])
+
+
+cdef int give_mask(
+    Job *job, Plan *plan, object mask, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
+) except -1:
+    # Rows of s bytes: one per plane or, with n = 1, one per sample of the channels' samples.
+    cdef const unsigned char *bytes_ = mask_data(mask)
+    cdef Py_ssize_t size, rows, i, row
+    if bytes_ == NULL or job.size == 0:
+        return 0
+    size = cnp.PyArray_SIZE(mask)
+    rows = size // s
+    if size % s != 0 or rows < 1 or (
+        rows != n if n > 1 else c % rows != 0 or (c // rows) % job.merged != 0
+    ):
+        refuse("mask", f"rows of {s} for {n} planes of {c} channels", f"{size} elements")
+    job.mask = bytes_
+    job.counts = job.shift + job.cells
+    plan.mask_channels = 0 if n > 1 else c // rows
+    for i in range(job.statistics):
+        if n > 1:
+            job.counts[i] = job.counts[0] if i else mask_count(bytes_, size) * job.merged
+        else:
+            row = i * job.merged // plan.mask_channels
+            if i > 0 and row == (i - 1) * job.merged // plan.mask_channels:
+                job.counts[i] = job.counts[i - 1]
+            else:
+                job.counts[i] = mask_count(bytes_ + row * s, s) * job.merged
+    return 0

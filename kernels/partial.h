@@ -1,0 +1,60 @@
+/* The first k elements of a vector, 1 <= k <= its length: what is left over at the ends of a row.
+   With them the arithmetic of an element is written down once, in vectors. */
+
+#ifndef NORMCORE_PARTIAL_H
+#define NORMCORE_PARTIAL_H
+
+#include "simd.h"
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+
+INLINE vec_f32 load_some_f32(const float *p, ptrdiff_t k) {
+    return (vec_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << k) - 1), p);
+}
+INLINE vec_f64 load_some_f64(const double *p, ptrdiff_t k) {
+    return (vec_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << k) - 1), p);
+}
+INLINE vec_f32 load_some_f16(const store_t_f16 *p, ptrdiff_t k) {
+    return (vec_f32)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << k) - 1), p));
+}
+INLINE vec_f32 load_some_bf16(const store_t_bf16 *p, ptrdiff_t k) {
+    const __m256i bits = _mm256_maskz_loadu_epi16((__mmask16)((1u << k) - 1), p);
+    return (vec_f32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+INLINE void store_some_f32(float *p, vec_f32 v, ptrdiff_t k) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << k) - 1), (__m512)v);
+}
+INLINE void store_some_f64(double *p, vec_f64 v, ptrdiff_t k) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << k) - 1), (__m512d)v);
+}
+INLINE void store_some_f16(store_t_f16 *p, vec_f32 v, ptrdiff_t k) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << k) - 1), (__m256i)halves_of_f16(v));
+}
+INLINE void store_some_bf16(store_t_bf16 *p, vec_f32 v, ptrdiff_t k) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << k) - 1), (__m256i)halves_of_bf16(v));
+}
+
+#else
+
+#define PARTIAL(SUFFIX, VEC, LENGTH)                                                           \
+    INLINE VEC PASTE(load_some, SUFFIX)(const PASTE(store_t, SUFFIX) * p, ptrdiff_t k) {       \
+        PASTE(store_t, SUFFIX) whole[LENGTH] = {0};                                            \
+        for (ptrdiff_t i = 0; i < k; i++)                                                      \
+            whole[i] = p[i];                                                                   \
+        return PASTE(load, SUFFIX)(whole);                                                     \
+    }                                                                                          \
+    INLINE void PASTE(store_some, SUFFIX)(PASTE(store_t, SUFFIX) * p, VEC v, ptrdiff_t k) {    \
+        PASTE(store_t, SUFFIX) whole[LENGTH];                                                  \
+        PASTE(store, SUFFIX)(whole, v);                                                        \
+        for (ptrdiff_t i = 0; i < k; i++)                                                      \
+            p[i] = whole[i];                                                                   \
+    }
+PARTIAL(f32, vec_f32, FLOATS)
+PARTIAL(f16, vec_f32, FLOATS)
+PARTIAL(bf16, vec_f32, FLOATS)
+PARTIAL(f64, vec_f64, DOUBLES)
+#undef PARTIAL
+
+#endif
+
+#endif

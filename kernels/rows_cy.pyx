@@ -1,0 +1,368 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Family rows in Cython: r rows of m contiguous elements (layer norm, RMS norm).
+
+`table.py` says what the arguments are, `normcore/reference.py` what is computed, rows.h holds the
+arithmetic on a row; here stand the schedules.
+
+A row is summed, settled and written while it lies in the cache, so x comes from memory once. In a
+backward a few rows are taken together, and their part of dweight and dbias is added up column by
+column in registers. Those sums run over *units* of rows, which follow from the sizes alone, and
+are added unit by unit: the bits do not depend on the number of threads.
+
+RMS norm is mean=None: the shift and every mean are 0.
+"""
+
+from cython.parallel cimport prange
+
+cdef extern from "rows.h" nogil:
+    enum: TOGETHER
+    ctypedef struct RowGrads:
+        char *dx
+        const char *dy
+        const char *x
+        const char *addend
+        const void *weight
+        double *dweight
+        double *dbias
+        Py_ssize_t rows, len, pitch
+        bint stream
+    ctypedef struct Rows:
+        Py_ssize_t itemsize, computed
+        double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
+        void (*sums)(double *sums, const void *x, Py_ssize_t len, double shift) noexcept nogil
+        void (*grad_sums)(
+            double *sums, const void *dy, const void *x, const double *weight, Py_ssize_t len,
+            double mean) noexcept nogil
+        void (*apply)(
+            void *y, const void *x, const void *residual, Py_ssize_t len, const Norm *row,
+            const Affine *affine, int activation, int stream) noexcept nogil
+        void (*activation_grads)(
+            void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
+            const Norm *row, const Affine *affine, int activation, int stream) noexcept nogil
+        void (*grads)(const RowGrads *at, const Norm *row) noexcept nogil
+        void (*add)(
+            void *total, void *copy, const void *x, const void *addend, Py_ssize_t len, int stream
+        ) noexcept nogil
+    const Rows rows_f32, rows_f64, rows_f16, rows_bf16
+
+
+cdef struct Plan:
+    const Rows *rows
+    Py_ssize_t r
+    char *total                  # add_forward's second output
+    Py_ssize_t q, period         # bytes of mask per row, elements that each stands for
+    Py_ssize_t unit              # rows of one unit
+    char *copies                 # (threads, 2, row): totals of the rows in work
+    Py_ssize_t copy_size
+
+
+include "layers.pxi"
+
+
+cdef inline bint next_run(
+    Job *job, Py_ssize_t i, Py_ssize_t *start, Py_ssize_t *end
+) noexcept nogil:
+    # The next run of elements of row i that count, from *end on; False: there is none.
+    cdef const unsigned char *mask
+    cdef Py_ssize_t at
+    if job.mask == NULL:
+        start[0] = end[0]
+        end[0] = job.m
+        return start[0] < job.m
+    mask = job.mask + i * job.plan.q
+    at = end[0] // job.plan.period
+    while at < job.plan.q and mask[at] == 0:
+        at += 1
+    start[0] = at * job.plan.period
+    while at < job.plan.q and mask[at] != 0:
+        at += 1
+    end[0] = at * job.plan.period
+    return start[0] < end[0]
+
+
+cdef inline double run_sums(
+    Job *job, Py_ssize_t i, const char *x, double shift, double *sums
+) noexcept nogil:
+    # The number of elements that count.
+    cdef Py_ssize_t start = 0, end = 0, count = 0
+    sums[0] = sums[1] = 0.0
+    while next_run(job, i, &start, &end):
+        job.plan.rows.sums(sums, x + start * job.itemsize, end - start, shift)
+        count += end - start
+    return <double>count
+
+
+cdef void statistics(Job *job, Py_ssize_t i, const char *x, Norm *row) noexcept nogil:
+    cdef Py_ssize_t start = 0, end = 0
+    cdef double sums[2]
+    cdef double shift = 0.0, count
+    if job.mean != NULL and next_run(job, i, &start, &end):
+        shift = job.plan.rows.first_shift(x + start * job.itemsize, end - start)
+    count = run_sums(job, i, x, shift, sums)
+    if shift_was_bad(job, sums[0], sums[1], count, &shift):
+        count = run_sums(job, i, x, shift, sums)
+    settle_forward(job, i, row, shift, sums[0], sums[1], count)
+
+
+cdef void gradient_statistics(Job *job, Py_ssize_t i, Norm *row) noexcept nogil:
+    cdef Py_ssize_t start = 0, end = 0, at, count = 0
+    cdef double sums[3]
+    cdef double mean = 0.0 if job.mean == NULL else job.mean[i]
+    sums[0] = sums[1] = sums[2] = 0.0
+    while next_run(job, i, &start, &end):
+        at = (i * job.m + start) * job.itemsize
+        job.plan.rows.grad_sums(
+            sums, job.dy + at, job.x + at, job.weight + start, end - start, mean)
+        count += end - start
+    settle_backward(job, i, row, sums[0], sums[1], sums[2], <double>count)
+
+
+# What one thread does --------------------------------------------------------------------------
+
+
+cdef inline const char *row_x(Job *job, int thread, Py_ssize_t i) noexcept nogil:
+    # Row i of what is normalized. Two totals of a thread are in work at a time.
+    cdef Py_ssize_t at = i * job.m * job.itemsize
+    cdef char *copy = NULL
+    if job.plan.total == NULL:
+        return job.x + at
+    if job.plan.copies != NULL:
+        copy = job.plan.copies + (2 * thread + i % 2) * job.plan.copy_size
+    job.plan.rows.add(job.plan.total + at, copy, job.x + at, job.added + at, job.m, job.stream)
+    return job.plan.total + at if copy == NULL else copy
+
+
+cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # A row is written after the next one was summed, which hides the latency of its statistics.
+    cdef Py_ssize_t i, at
+    cdef const char *x
+    cdef const char *next_x
+    cdef const char *residual
+    cdef Norm row, next_row
+    if first < last:
+        next_x = row_x(job, thread, first)
+        statistics(job, first, next_x, &next_row)
+    for i in range(first, last):
+        x, row = next_x, next_row
+        if i + 1 < last:
+            next_x = row_x(job, thread, i + 1)
+            statistics(job, i + 1, next_x, &next_row)
+        at = i * job.m * job.itemsize
+        residual = NULL
+        if job.plan.total == NULL:
+            residual = added_at(job, at)
+        job.plan.rows.apply(
+            job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream)
+    if job.stream:
+        stream_fence()
+
+
+cdef void activation_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t i, at
+    cdef Norm row
+    for i in range(first, last):
+        at = i * job.m * job.itemsize
+        given_norm(job, i, &row)
+        job.plan.rows.activation_grads(
+            job.out + at, job.dy + at, job.x + at,
+            added_at(job, at), job.m, &row, &job.affine,
+            job.activation, job.stream)
+    if job.stream:
+        stream_fence()
+
+
+cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t unit, i, end
+    cdef double *part
+    for unit in range(first, last):
+        part = job.parts + unit * 2 * job.pitch
+        memset(part, 0, 2 * job.pitch * sizeof(double))
+        i = unit * job.plan.unit
+        end = min(job.plan.r, i + job.plan.unit)
+        while i < end:
+            if job.mask == NULL:
+                together_backward(job, i, min(<Py_ssize_t>TOGETHER, end - i), part)
+                i += TOGETHER
+            else:
+                masked_backward(job, i, part)
+                i += 1
+    if job.stream:
+        stream_fence()
+
+
+cdef inline RowGrads grads_at(
+    Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t len, double *part
+) noexcept nogil:
+    # From element `start` of row i on.
+    cdef RowGrads grads
+    cdef Py_ssize_t at = (i * job.m + start) * job.itemsize
+    grads.dx = job.out + at
+    grads.dy = job.dy + at
+    grads.x = job.x + at
+    grads.addend = added_at(job, at)
+    grads.weight = <const char *>job.affine.weight + start * job.plan.rows.computed
+    grads.dweight = part + start
+    grads.dbias = part + job.pitch + start
+    grads.rows = 1
+    grads.len = len
+    grads.pitch = job.m
+    grads.stream = job.stream
+    return grads
+
+
+cdef void together_backward(
+    Job *job, Py_ssize_t i, Py_ssize_t rows, double *part
+) noexcept nogil:
+    cdef Norm row[TOGETHER]
+    cdef RowGrads grads = grads_at(job, i, 0, job.m, part)
+    cdef Py_ssize_t k
+    for k in range(rows):
+        gradient_statistics(job, i + k, row + k)
+    grads.rows = rows
+    job.plan.rows.grads(&grads, row)
+
+
+cdef void masked_backward(Job *job, Py_ssize_t i, double *part) noexcept nogil:
+    # Run by run; dx of the elements between is addend or 0.
+    cdef Norm row
+    cdef RowGrads grads
+    cdef Py_ssize_t start = 0, end = 0, before = 0
+    gradient_statistics(job, i, &row)
+    while next_run(job, i, &start, &end):
+        no_gradient(job, i, before, start)
+        grads = grads_at(job, i, start, end - start, part)
+        job.plan.rows.grads(&grads, &row)
+        before = end
+    no_gradient(job, i, before, job.m)
+
+
+cdef void no_gradient(Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t at = (i * job.m + start) * job.itemsize
+    cdef Py_ssize_t size = (end - start) * job.itemsize
+    if job.added == NULL:
+        memset(job.out + at, 0, size)
+    elif job.out != job.added:
+        memcpy(job.out + at, job.added + at, size)
+
+
+cdef int start_rows(
+    Job *job, cnp.ndarray x, object mean, cnp.ndarray rstd, Py_ssize_t r, Py_ssize_t m,
+    bint statistics_out, int threads,
+) except -1:
+    cdef int typenum = start_job(
+        job, x, mean, rstd, r, m, product(r, m, 1), statistics_out, threads)
+    job.plan.rows = &rows_f32
+    if job.storage == F64:
+        job.plan.rows = &rows_f64
+    elif job.storage == F16:
+        job.plan.rows = &rows_f16
+    elif job.storage == BF16:
+        job.plan.rows = &rows_bf16
+    job.plan.r = r
+    return typenum
+
+
+cdef int take_mask(Job *job, object mask) except -1:
+    job.mask = mask_data(mask)
+    if job.mask != NULL:
+        job.plan.q = cnp.PyArray_SIZE(mask) // max(1, job.plan.r)
+        if job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0 or job.m % job.plan.q != 0:
+            if job.size > 0:
+                refuse("mask", f"{job.plan.r} rows of a divisor of {job.m} elements", mask.shape)
+            job.mask = NULL
+        else:
+            job.plan.period = job.m // job.plan.q
+    return 0
+
+
+# The kernels of the table ----------------------------------------------------------------------
+
+
+def forward(
+    cnp.ndarray y not None, object mean, cnp.ndarray rstd not None, cnp.ndarray x not None,
+    object residual, object mask, object weight, object bias, double eps, int activation,
+    Py_ssize_t r, Py_ssize_t m, int threads,
+):
+    """Statistics of the rows of x, and y = activation(norm(x) + residual)."""
+    cdef Job job
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, True, threads)
+    check_out(y, "y", r * m, typenum)
+    check_activation(activation)
+    job.out = <char *>cnp.PyArray_DATA(y)
+    job.added = optional_input(residual, "residual", r * m, typenum)
+    take_mask(&job, mask)
+    job.eps = eps
+    job.activation = activation
+    allocate(&job, weight, bias, 0)
+    run(forward_rows, &job, r, threads)
+    PyMem_RawFree(job.memory)
+
+
+def add_forward(
+    cnp.ndarray y not None, cnp.ndarray total not None, object mean, cnp.ndarray rstd not None,
+    cnp.ndarray x not None, cnp.ndarray addend not None, object weight, object bias, double eps,
+    Py_ssize_t r, Py_ssize_t m, int threads,
+):
+    """total = x + addend, its statistics, and y = norm(total)."""
+    cdef Job job
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, True, threads)
+    check_out(y, "y", r * m, typenum)
+    check_out(total, "total", r * m, typenum)
+    check_real(addend, "addend", r * m, typenum)
+    job.out = <char *>cnp.PyArray_DATA(y)
+    job.plan.total = <char *>cnp.PyArray_DATA(total)
+    job.added = <const char *>cnp.PyArray_DATA(addend)
+    job.eps = eps
+    # Threads' copies lie a line apart.
+    job.plan.copy_size = (m * job.itemsize + 127) // 64 * 64
+    allocate(&job, weight, bias, 2 * threads * job.plan.copy_size // 8 + 1 if job.stream else 0)
+    if not job.stream:
+        run(forward_rows, &job, r, threads)
+    PyMem_RawFree(job.memory)
+
+
+def activation_grads(
+    cnp.ndarray g not None, cnp.ndarray dy not None, cnp.ndarray x not None, object residual,
+    object mean, cnp.ndarray rstd not None, object weight, object bias, int activation,
+    Py_ssize_t r, Py_ssize_t m, int threads,
+):
+    """g = dy * activation'(norm(x) + residual), the gradient before the activation."""
+    cdef Job job
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
+    check_out(g, "g", r * m, typenum)
+    check_real(dy, "dy", r * m, typenum)
+    check_activation(activation)
+    job.added = optional_input(residual, "residual", r * m, typenum)
+    job.activation = activation
+    allocate(&job, weight, bias, 0)
+    job.out = <char *>cnp.PyArray_DATA(g)
+    job.dy = <const char *>cnp.PyArray_DATA(dy)
+    run(activation_rows, &job, r, threads)
+    PyMem_RawFree(job.memory)
+
+
+def backward(
+    cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
+    cnp.ndarray dy not None, cnp.ndarray x not None, object addend, object mask, object mean,
+    cnp.ndarray rstd not None, object weight, Py_ssize_t r, Py_ssize_t m, int threads,
+):
+    """dx (plus addend), dweight and dbias."""
+    cdef Job job
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
+    cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
+    cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
+    check_out(dx, "dx", r * m, typenum)
+    check_real(dy, "dy", r * m, typenum)
+    job.out = <char *>cnp.PyArray_DATA(dx)
+    job.dy = <const char *>cnp.PyArray_DATA(dy)
+    job.added = optional_input(addend, "addend", r * m, typenum)
+    take_mask(&job, mask)
+    # No fewer rows to a unit than hold UNIT_LEAST elements, and whole groups of TOGETHER.
+    job.plan.unit = max((r + UNITS - 1) // UNITS, UNIT_LEAST // max(1, m), 1)
+    job.plan.unit = (job.plan.unit + TOGETHER - 1) // TOGETHER * TOGETHER
+    job.units = max(1, (r + job.plan.unit - 1) // job.plan.unit)
+    job.pitch = (m + 7) // 8 * 8
+    allocate(&job, weight, None, 0)
+    run(backward_units, &job, job.units, threads)
+    give_parameter_grads(&job, &to_dweight, &to_dbias)
+    PyMem_RawFree(job.memory)
