@@ -212,7 +212,8 @@ class Torch:
 
 
 def _cython(threads: int) -> Engine:
-    return Normcore("cython", import_module("normcore.kernels.cython"))
+    kernels = import_module("normcore.kernels.cython")
+    return Normcore("cython", SimpleNamespace(**kernels.families, isa=kernels.isa))
 
 
 def _numba(threads: int) -> Engine:
@@ -221,8 +222,8 @@ def _numba(threads: int) -> Engine:
 
 
 def _numpy(threads: int) -> Engine:
-    reference = import_module("normcore.reference")
-    return Normcore("numpy", SimpleNamespace(nchw=reference.NCHW, nc=reference.NC))
+    kernels = import_module("normcore.reference_kernels")
+    return Normcore("numpy", SimpleNamespace(**kernels.FAMILIES))
 
 
 def _textbook(threads: int) -> Engine:

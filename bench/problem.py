@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from normcore.kernels.table import KERNELS, SIZES, Kernel
+from normcore.kernels.table import ACTIVATIONS, KERNELS, SIZES, Kernel
 
 from bench.cases import Case
-from normcore import reference
+from normcore.reference_kernels import FAMILIES
 
 Array = np.ndarray[Any, Any]
 
@@ -38,12 +38,13 @@ COMPARED_AT_ONCE = 1 << 16
 ALIGNMENT = 4096
 
 
-def kernels_of(family: str) -> tuple[Kernel, ...]:
-    """The table's kernels of a family, in the table's order.
+PASSES = ("moments", "apply", "forward", "reduce_grads", "apply_grads", "backward")
+"""Those of plain batch normalization, which all engines have."""
 
-    `running_update` is in none: it moves one value per channel, no array.
-    """
-    return tuple(kernel for kernel in KERNELS if kernel.family == family)
+
+def kernels_of(family: str) -> tuple[Kernel, ...]:
+    """The kernels of a family that are compared, in the table's order."""
+    return tuple(kernel for kernel in KERNELS if kernel.family == family and kernel.name in PASSES)
 
 
 def aligned(size: int, dtype: Any) -> Array:
@@ -71,6 +72,9 @@ class Problem:
             "dy": self.dy,
             "weight": np.linspace(0.5, 1.5, channels, dtype=np.float32),
             "bias": np.linspace(-1.0, 1.0, channels, dtype=np.float32),
+            "residual": None,
+            "mask": None,
+            "activation": ACTIVATIONS[None],
             "eps": EPS,
             "count": float(case.view.count),
             "training": True,
@@ -114,7 +118,7 @@ class Problem:
                     given[name] = self._part(given[name], channels).flatten()
             for name, whole in found.items():
                 given[name] = np.empty(self._part(whole, channels).size)
-            passes = {"nchw": reference.NCHW, "nc": reference.NC}[self.family]
+            passes = FAMILIES[self.family]
             getattr(passes, kernel.name)(*(given[name] for name in kernel.arguments))
             for name, whole in found.items():
                 part = self._part(whole, channels)

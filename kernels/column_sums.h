@@ -1,4 +1,30 @@
-/* Sums of the columns of a block: a part of columns.h, once per storage type. */
+/* Sums of the columns of a block: a part of columns.h, once per storage type. Halves are added as
+   floats over at most 32 rows, then as doubles (see run_sums.h). */
+
+#ifdef HALF
+#define ACC vec_f32
+#define ACC_WIDTH FLOATS
+#define ACC_READ LOAD
+/* FLOATS doubles as floats, and floats added to doubles. */
+INLINE vec_f32 NAME(narrow)(const double *p) {
+    vec_f32 v;
+    for (int i = 0; i < FLOATS; i++)
+        v[i] = (float)p[i];
+    return v;
+}
+INLINE void NAME(add_to)(double *p, vec_f32 v) {
+    float parts[FLOATS];
+    store_f32(parts, v);
+    store_f64(p, load_f64(p) + widen_f32(parts));
+    store_f64(p + DOUBLES, load_f64(p + DOUBLES) + widen_f32(parts + DOUBLES));
+}
+#else
+#define ACC vec_f64
+#define ACC_WIDTH DOUBLES
+#define ACC_READ NAME(widen)
+INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
+INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
+#endif
 
 /* As first_shift of runs.h, for columns first to last of the block. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
@@ -12,29 +38,29 @@ KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *bl
                            NAME(short_mean)(end + j, c, taken));
 }
 
-/* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors of doubles. */
+/* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors. */
 #define SUM_COLUMNS(K)                                                                         \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 k[K], s[K], q[K];                                                              \
+    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
+        ACC k[K], s[K], q[K];                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            k[u] = load_f64(shift + j + u * DOUBLES);                                          \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            q[u] = load_f64(square + j + u * DOUBLES);                                         \
+            k[u] = NAME(narrow)(shift + j + u * ACC_WIDTH);                                    \
+            s[u] = (ACC){0};                                                                   \
+            q[u] = (ACC){0};                                                                   \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
+                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
                 PREFETCH(x + at + ahead);                                                      \
-                vec_f64 d = NAME(widen)(x + at) - k[u];                                        \
+                ACC d = ACC_READ(x + at) - k[u];                                               \
                 s[u] += d;                                                                     \
                 q[u] += d * d;                                                                 \
             }                                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(square + j + u * DOUBLES, q[u]);                                         \
+            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
+            NAME(add_to)(square + j + u * ACC_WIDTH, q[u]);                                    \
         }                                                                                      \
     }
 
@@ -50,43 +76,47 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
         ptrdiff_t j = 0;
         SUM_COLUMNS(4)
         SUM_COLUMNS(1)
-        for (; j < block->cols; j++)
+        for (; j < block->cols; j++) {
+            double total = 0.0, squares = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
-                double d = GET(x + i * block->cols + j) - shift[j];
-                sum[j] += d;
-                square[j] += d * d;
+                const double d = GET(x + i * block->cols + j) - shift[j];
+                total += d;
+                squares += d * d;
             }
+            sum[j] += total;
+            square[j] += squares;
+        }
     }
 }
 
 #undef SUM_COLUMNS
 
 #define SUM_GRADS(K)                                                                           \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 m[K], s[K], p[K], e[K];                                                        \
+    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
+        ACC m[K], s[K], p[K], e[K];                                                            \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            m[u] = load_f64(mean + j + u * DOUBLES);                                           \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            p[u] = load_f64(product + j + u * DOUBLES);                                        \
-            e[u] = load_f64(rest + j + u * DOUBLES);                                           \
+            m[u] = NAME(narrow)(mean + j + u * ACC_WIDTH);                                     \
+            s[u] = (ACC){0};                                                                   \
+            p[u] = (ACC){0};                                                                   \
+            e[u] = (ACC){0};                                                                   \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
+                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
                 PREFETCH(dy + at + ahead);                                                     \
                 PREFETCH(x + at + ahead);                                                      \
-                vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
+                ACC g = ACC_READ(dy + at), d = ACC_READ(x + at) - m[u];                        \
                 s[u] += g;                                                                     \
                 p[u] += g * d;                                                                 \
                 e[u] += d;                                                                     \
             }                                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(product + j + u * DOUBLES, p[u]);                                        \
-            store_f64(rest + j + u * DOUBLES, e[u]);                                           \
+            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
+            NAME(add_to)(product + j + u * ACC_WIDTH, p[u]);                                   \
+            NAME(add_to)(rest + j + u * ACC_WIDTH, e[u]);                                      \
         }                                                                                      \
     }
 
@@ -104,15 +134,24 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
         ptrdiff_t j = 0;
         SUM_GRADS(GRAD_VECTORS)
         SUM_GRADS(1)
-        for (; j < block->cols; j++)
+        for (; j < block->cols; j++) {
+            double total = 0.0, products = 0.0, deviations = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
-                double g = GET(dy + i * block->cols + j);
-                double d = GET(x + i * block->cols + j) - mean[j];
-                sum[j] += g;
-                product[j] += g * d;
-                rest[j] += d;
+                const double g = GET(dy + i * block->cols + j);
+                const double d = GET(x + i * block->cols + j) - mean[j];
+                total += g;
+                products += g * d;
+                deviations += d;
             }
+            sum[j] += total;
+            product[j] += products;
+            rest[j] += deviations;
+        }
     }
 }
 
 #undef SUM_GRADS
+
+#undef ACC_READ
+#undef ACC_WIDTH
+#undef ACC

@@ -68,12 +68,14 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
 #define SUFFIX f32
 #include "columns.h"
 #undef SUFFIX
+#define HALF
 #define SUFFIX f16
 #include "columns.h"
 #undef SUFFIX
 #define SUFFIX bf16
 #include "columns.h"
 #undef SUFFIX
+#undef HALF
 #undef REAL
 #define REAL double
 #define SUFFIX f64

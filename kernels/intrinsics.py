@@ -5,8 +5,9 @@ iterations are independent), not with sums that keep one order of additions, and
 non-temporal stores. A `Vector` is an LLVM vector in a Numba variable: LLVM maps its 16 lanes to
 as many registers as the CPU needs (one or two of AVX-512, two or four of AVX2).
 
-Positions `i` count elements of an array's memory from its first one, whatever its rank. Nothing
-is checked: a position outside of the array is a wild pointer.
+Arrays hold float64, float32, or halves as `normcore.kernels.vectors` says; lanes of halves are
+float32. Positions `i` count elements of an array's memory from its first one, whatever its rank.
+Nothing is checked: a position outside of the array is a wild pointer.
 """
 
 from __future__ import annotations
@@ -14,92 +15,32 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.datamodel import PrimitiveModel
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, overload, overload_attribute, register_model
+from numba.extending import intrinsic, overload, overload_attribute
 
-LANES = 16
+from .vectors import (
+    INT32,
+    INT64,
+    LANES,
+    Memory,
+    Vector,
+    declared,
+    first_element,
+    lane_dtype,
+    lanes_below,
+    narrowed,
+    operands,
+    pointer_to,
+    splatted,
+    stored,
+    stored_name,
+    widened,
+)
+
 LINE_BYTES = 64
-
-_INT32 = ir.IntType(32)
-_INT64 = ir.IntType(64)
-
-
-class Vector(types.Type):
-    """16 lanes of float32 or float64."""
-
-    def __init__(self, dtype: types.Float) -> None:
-        self.dtype = dtype
-        super().__init__(f"Vector({dtype})")
-
-    @property
-    def llvm(self) -> ir.VectorType:
-        """The type in LLVM."""
-        element = ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
-        return ir.VectorType(element, LANES)
-
-
-class Memory(types.Type):
-    """Where an array's elements lie, without the array: x[i] and the functions below work on it.
-
-    Passing an array to an inlined function can cost Numba an atomic count of references, and
-    threads that share the array then wait for each other: 2x in loops over short rows. The array
-    must outlive its Memory: take it from an argument, never from a local array.
-    """
-
-    def __init__(self, dtype: types.Type) -> None:
-        self.dtype = dtype
-        super().__init__(f"Memory({dtype})")
-
-
-@register_model(Memory)
-class _MemoryModel(PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Memory) -> None:
-        element = dmm.lookup(fe_type.dtype).get_data_type()
-        super().__init__(dmm, fe_type, element.as_pointer())
-
-
-@register_model(Vector)
-class _VectorModel(PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, fe_type.llvm)
-
-
-def _start(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    if isinstance(kind, Memory):
-        return value
-    return context.make_array(kind)(context, builder, value).data
-
-
-def _pointer(context: Any, builder: Any, kind: Any, value: Any, i: Any, vector: Any) -> Any:
-    element = builder.gep(_start(context, builder, kind, value), [i], inbounds=True)
-    return builder.bitcast(element, vector.llvm.as_pointer())
-
-
-def _splat(builder: Any, vector: ir.VectorType, scalar: Any) -> Any:
-    undefined = ir.Constant(vector, ir.Undefined)
-    single = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
-    zeros = ir.Constant(ir.VectorType(_INT32, LANES), None)
-    return builder.shuffle_vector(single, undefined, zeros)
-
-
-def _mask(builder: Any, k: Any) -> Any:
-    """Lane number < k."""
-    numbers = ir.VectorType(_INT64, LANES)
-    lanes = ir.Constant(numbers, [ir.Constant(_INT64, lane) for lane in range(LANES)])
-    return builder.icmp_signed("<", lanes, _splat(builder, numbers, k))
-
-
-def _declared(builder: Any, name: str, function_type: ir.FunctionType) -> ir.Function:
-    """LLVM's intrinsic of that name; llvmlite cannot spell the names of those on vectors."""
-    known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, function_type, name)
-
-
-def _is_floats(array: Any) -> bool:
-    return isinstance(array, types.Array | Memory) and isinstance(array.dtype, types.Float)
 
 
 @intrinsic
@@ -111,7 +52,7 @@ def memory(typingctx: Any, x: Any) -> Any:
         raise TypingError(f"memory: not a C-contiguous array: {x}")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _start(context, builder, x, args[0])
+        return first_element(context, builder, x, args[0])
 
     return Memory(x.dtype)(x), codegen
 
@@ -119,32 +60,46 @@ def memory(typingctx: Any, x: Any) -> Any:
 @intrinsic
 def _item(typingctx: Any, x: Any, i: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        item = builder.load(builder.gep(args[0], [args[1]], inbounds=True))
+        return widened(builder, x.dtype, item)
 
-    return x.dtype(x, types.intp), codegen
+    return lane_dtype(x.dtype)(x, types.intp), codegen
 
 
 @intrinsic
 def _set_item(typingctx: Any, y: Any, i: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]], inbounds=True))
+        item = narrowed(builder, y.dtype, args[2])
+        builder.store(item, builder.gep(args[0], [args[1]], inbounds=True))
         return context.get_dummy_value()
 
-    return types.void(y, types.intp, y.dtype), codegen
+    return types.void(y, types.intp, lane_dtype(y.dtype)), codegen
 
 
 @overload(operator.getitem, jit_options={"forceinline": True})
 def _getitem(x, i):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
-    if isinstance(x, Memory) and isinstance(x.dtype, types.Float):
+    if isinstance(x, Memory):
         return lambda x, i: _item(x, i)
     return None
 
 
 @overload(operator.setitem, jit_options={"forceinline": True})
 def _setitem(y, i, value):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
-    if isinstance(y, Memory) and isinstance(y.dtype, types.Float):
+    if isinstance(y, Memory):
         return lambda y, i, value: _set_item(y, i, value)
     return None
+
+
+def compute_dtype(x: Any) -> Any:
+    """What the elements of an array are computed in: float64 or float32. For kernels only."""
+    raise NotImplementedError("compute_dtype works in compiled code")
+
+
+@overload(compute_dtype, jit_options={"forceinline": True})
+def _compute_dtype(x):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    if x.dtype == types.float64:
+        return lambda x: np.float64
+    return lambda x: np.float32
 
 
 @overload_attribute(Memory, "itemsize", jit_options={"forceinline": True})
@@ -153,16 +108,22 @@ def _itemsize(x):  # type: ignore[no-untyped-def]  # Numba compares it with the 
     return lambda x: width
 
 
+@overload_attribute(Vector, "itemsize", jit_options={"forceinline": True})
+def _lane_size(v):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    width = v.dtype.bitwidth // 8
+    return lambda v: width
+
+
 @intrinsic
 def load(typingctx: Any, x: Any, i: Any) -> Any:
     """Lanes x[i] to x[i + 15]."""
-    if not _is_floats(x):
+    if not isinstance(x, types.Array | Memory):
         raise TypingError(f"load: {x}")
-    vector = Vector(x.dtype)
+    vector = Vector(lane_dtype(x.dtype))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, x, args[0], args[1], vector)
-        return builder.load(pointer, align=x.dtype.bitwidth // 8)
+        at = pointer_to(context, builder, x, args[0], args[1])
+        return widened(builder, x.dtype, builder.load(at, align=x.dtype.bitwidth // 8))
 
     return vector(x, types.intp), codegen
 
@@ -170,17 +131,18 @@ def load(typingctx: Any, x: Any, i: Any) -> Any:
 @intrinsic
 def load_part(typingctx: Any, x: Any, i: Any, k: Any) -> Any:
     """Lanes x[i] to x[i + k - 1]; the others are 0 and nothing is read for them."""
-    vector = Vector(x.dtype)
+    vector = Vector(lane_dtype(x.dtype))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, x, args[0], args[1], vector)
-        name = f"llvm.masked.load.v{LANES}f{x.dtype.bitwidth}.p0"
+        at, elements = pointer_to(context, builder, x, args[0], args[1]), stored(x.dtype)
+        name = f"llvm.masked.load.{stored_name(x.dtype)}.p0"
         mask_type = ir.VectorType(ir.IntType(1), LANES)
-        arguments = [pointer.type, _INT32, mask_type, vector.llvm]
-        function = _declared(builder, name, ir.FunctionType(vector.llvm, arguments))
-        align = ir.Constant(_INT32, x.dtype.bitwidth // 8)
-        zeros = ir.Constant(vector.llvm, None)
-        return builder.call(function, [pointer, align, _mask(builder, args[2]), zeros])
+        arguments = [at.type, INT32, mask_type, elements]
+        function = declared(builder, name, ir.FunctionType(elements, arguments))
+        align = ir.Constant(INT32, x.dtype.bitwidth // 8)
+        zeros = ir.Constant(elements, None)
+        found = builder.call(function, [at, align, lanes_below(builder, args[2]), zeros])
+        return widened(builder, x.dtype, found)
 
     return vector(x, types.intp, types.intp), codegen
 
@@ -190,8 +152,8 @@ def store(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
     """Set y[i] to y[i + 15] = lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, y, args[0], args[1], v)
-        builder.store(args[2], pointer, align=y.dtype.bitwidth // 8)
+        at = pointer_to(context, builder, y, args[0], args[1])
+        builder.store(narrowed(builder, y.dtype, args[2]), at, align=y.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(y, types.intp, v), codegen
@@ -202,13 +164,14 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
     """Set y[i] to y[i + k - 1] = the first k lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, y, args[0], args[1], v)
-        name = f"llvm.masked.store.v{LANES}f{y.dtype.bitwidth}.p0"
+        at = pointer_to(context, builder, y, args[0], args[1])
+        name = f"llvm.masked.store.{stored_name(y.dtype)}.p0"
         mask_type = ir.VectorType(ir.IntType(1), LANES)
-        arguments = [v.llvm, pointer.type, _INT32, mask_type]
-        function = _declared(builder, name, ir.FunctionType(ir.VoidType(), arguments))
-        align = ir.Constant(_INT32, y.dtype.bitwidth // 8)
-        builder.call(function, [args[3], pointer, align, _mask(builder, args[2])])
+        arguments = [stored(y.dtype), at.type, INT32, mask_type]
+        function = declared(builder, name, ir.FunctionType(ir.VoidType(), arguments))
+        align = ir.Constant(INT32, y.dtype.bitwidth // 8)
+        elements = narrowed(builder, y.dtype, args[3])
+        builder.call(function, [elements, at, align, lanes_below(builder, args[2])])
         return context.get_dummy_value()
 
     return types.void(y, types.intp, types.intp, v), codegen
@@ -216,16 +179,17 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
 
 @intrinsic
 def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
-    """As `store`, past the caches; y[i] must start a cache line.
+    """As `store`, past the caches; y[i] must start a cache line, or the second half of one.
 
     A normal store to a line that is not in the cache first reads it: copying 100 MB with two
     threads went from 27 to 48 GB/s with these.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, y, args[0], args[1], v)
-        instruction = builder.store(args[2], pointer, align=LINE_BYTES)
-        one = builder.module.add_metadata([ir.Constant(_INT32, 1)])
+        at = pointer_to(context, builder, y, args[0], args[1])
+        align = min(LINE_BYTES, LANES * y.dtype.bitwidth // 8)
+        instruction = builder.store(narrowed(builder, y.dtype, args[2]), at, align=align)
+        one = builder.module.add_metadata([ir.Constant(INT32, 1)])
         instruction.set_metadata("nontemporal", one)
         return context.get_dummy_value()
 
@@ -241,12 +205,12 @@ def prefetch(typingctx: Any, x: Any, i: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte, width = ir.IntType(8), x.dtype.bitwidth // 8
-        arguments = [byte.as_pointer(), _INT32, _INT32, _INT32]
-        function = _declared(builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments))
-        read, level, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))
+        arguments = [byte.as_pointer(), INT32, INT32, INT32]
+        function = declared(builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments))
+        read, level, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
         for k in range(0, LANES, LINE_BYTES // width):
-            position = builder.add(args[1], ir.Constant(_INT64, k))
-            element = builder.gep(_start(context, builder, x, args[0]), [position])
+            position = builder.add(args[1], ir.Constant(INT64, k))
+            element = builder.gep(first_element(context, builder, x, args[0]), [position])
             builder.call(function, [builder.bitcast(element, arguments[0]), read, level, data])
         return context.get_dummy_value()
 
@@ -258,7 +222,7 @@ def address(typingctx: Any, y: Any) -> Any:
     """Where the array's memory starts."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(_start(context, builder, y, args[0]), _INT64)
+        return builder.ptrtoint(first_element(context, builder, y, args[0]), INT64)
 
     return types.int64(y), codegen
 
@@ -266,7 +230,7 @@ def address(typingctx: Any, y: Any) -> Any:
 @intrinsic
 def cast(typingctx: Any, v: Any, like: Any) -> Any:
     """Lanes converted to the dtype of the array, scalar or vector `like`."""
-    dtype = like.dtype if isinstance(like, types.Array | Memory | Vector) else like
+    dtype = lane_dtype(like.dtype if isinstance(like, types.Array | Memory | Vector) else like)
     target = Vector(dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -280,12 +244,22 @@ def cast(typingctx: Any, v: Any, like: Any) -> Any:
 
 
 @intrinsic
+def rounded(typingctx: Any, v: Any, y: Any) -> Any:
+    """Lanes as they would be read after a store to the array y."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return widened(builder, y.dtype, narrowed(builder, y.dtype, args[0]))
+
+    return v(v, y), codegen
+
+
+@intrinsic
 def splat(typingctx: Any, scalar: Any) -> Any:
     """The scalar in every lane."""
     vector = Vector(scalar)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, vector.llvm, args[0])
+        return splatted(builder, vector.llvm, args[0])
 
     return vector(scalar), codegen
 
@@ -296,7 +270,7 @@ def first(typingctx: Any, v: Any, k: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zeros = ir.Constant(v.llvm, None)
-        return builder.select(_mask(builder, args[1]), args[0], zeros)
+        return builder.select(lanes_below(builder, args[1]), args[0], zeros)
 
     return v(v, types.intp), codegen
 
@@ -312,13 +286,6 @@ def where(typingctx: Any, flags: Any, a: Any, b: Any) -> Any:
     return a(flags, a, a), codegen
 
 
-def _operands(builder: Any, vector: Vector, signature: Any, args: Any) -> list[Any]:
-    return [
-        value if isinstance(kind, Vector) else _splat(builder, vector.llvm, value)
-        for kind, value in zip(signature.args, args, strict=True)
-    ]
-
-
 @intrinsic
 def muladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c, rounded once where the CPU has such an instruction."""
@@ -326,8 +293,8 @@ def muladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.fmuladd.v{LANES}f{vector.dtype.bitwidth}"
-        function = _declared(builder, name, ir.FunctionType(vector.llvm, [vector.llvm] * 3))
-        return builder.call(function, _operands(builder, vector, signature, args))
+        function = declared(builder, name, ir.FunctionType(vector.llvm, [vector.llvm] * 3))
+        return builder.call(function, operands(builder, vector, signature, args))
 
     arguments = [kind if isinstance(kind, Vector) else vector.dtype for kind in (a, b, c)]
     return vector(*arguments), codegen
@@ -339,7 +306,7 @@ def _binary(operation: Any, instruction: str) -> None:
         vector = a if isinstance(a, Vector) else b
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*_operands(builder, vector, signature, args))
+            return getattr(builder, instruction)(*operands(builder, vector, signature, args))
 
         arguments = [kind if isinstance(kind, Vector) else vector.dtype for kind in (a, b)]
         return vector(*arguments), codegen
@@ -354,6 +321,20 @@ def _binary(operation: Any, instruction: str) -> None:
 _binary(operator.add, "fadd")
 _binary(operator.sub, "fsub")
 _binary(operator.mul, "fmul")
+_binary(operator.truediv, "fdiv")
+
+
+@intrinsic
+def where_less(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
+    """Lanes of `yes` where a < b, else of `no`, also where a or b is NaN; scalars go to all."""
+    kinds = (a, b, yes, no)
+    vector = next(kind for kind in kinds if isinstance(kind, Vector))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        left, right, first, second = operands(builder, vector, signature, args)
+        return builder.select(builder.fcmp_ordered("<", left, right), first, second)
+
+    return vector(*(kind if isinstance(kind, Vector) else vector.dtype for kind in kinds)), codegen
 
 
 @intrinsic
@@ -366,7 +347,7 @@ def sum_lanes(typingctx: Any, v: Any) -> Any:
             width //= 2
             low, high = (
                 ir.Constant(
-                    ir.VectorType(_INT32, width), [ir.Constant(_INT32, lane) for lane in lanes]
+                    ir.VectorType(INT32, width), [ir.Constant(INT32, lane) for lane in lanes]
                 )
                 for lanes in (range(width), range(width, 2 * width))
             )
@@ -374,6 +355,16 @@ def sum_lanes(typingctx: Any, v: Any) -> Any:
                 builder.shuffle_vector(value, value, low),
                 builder.shuffle_vector(value, value, high),
             )
-        return builder.extract_element(value, ir.Constant(_INT32, 0))
+        return builder.extract_element(value, ir.Constant(INT32, 0))
+
+    return v.dtype(v), codegen
+
+
+@intrinsic
+def first_lane(typingctx: Any, v: Any) -> Any:
+    """Lane 0 as a scalar."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], ir.Constant(INT32, 0))
 
     return v.dtype(v), codegen

@@ -57,6 +57,20 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that prepares arguments and calls another one; its serial twin calls that's.
+
+    Loops over threads must stand in the function that Numba compiles for threads, not in one that
+    is inlined into it: kernels that share a schedule call one kernel that has it.
+    """
+    dispatcher = _compiled(function, "parallel")
+    twins = {name: getattr(value, "serial", value) for name, value in function.__globals__.items()}
+    serial = FunctionType(function.__code__, twins, function.__name__)
+    serial.__module__, serial.__doc__ = function.__module__, function.__doc__
+    dispatcher.serial = _compiled(serial, "serial")
+    return dispatcher
+
+
 def small_kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel that is too small for threads: it is its own serial twin."""
     dispatcher = _compiled(function, "serial")

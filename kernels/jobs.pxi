@@ -158,6 +158,7 @@ cdef int activation_grads_job(
 cdef int given_mean(Job *job, cnp.ndarray mean) except -1:
     cdef double *means = statistic(mean, "mean", job)
     cdef Py_ssize_t i
+    job.mean = parameter(mean, "mean", job.statistics)
     for i in range(job.statistics):
         share_shift(job, i, means[i])
     return 0

@@ -225,9 +225,6 @@ cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) 
     while i < last:
         if job.mask != NULL:
             share_shift(job, i // channels, 0.0)
-        elif channels == 1:
-            job.shift[i] = plan.runs.first_shift(
-                job.x + i * plan.s * job.itemsize, plan.n, plan.s, plan.c * plan.s)
         else:
             share_shift(job, i // channels, plan.runs.first_shift(
                 job.x + i * plan.s * job.itemsize, plan.n, channels * plan.s, plan.c * plan.s))

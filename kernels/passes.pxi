@@ -104,16 +104,25 @@ cdef inline const char *residual_at(Job *job, Py_ssize_t at) noexcept nogil:
 
 
 cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
-    # Sum k of a statistic, over its channels in order.
-    cdef Py_ssize_t i, first = statistic * job.merged
-    cdef double total = job.sums[k * job.cells + first]
-    for i in range(first + 1, first + job.merged):
-        total += job.sums[k * job.cells + i]
-    return total
+    # Sum k of a statistic, over its channels in order; compensated (Neumaier), because a group may
+    # have thousands: without, var of 4099 was off by 4.2e-15.
+    cdef const double *sums = job.sums + k * job.cells + statistic * job.merged
+    cdef double total = sums[0], lost = 0.0, new
+    cdef Py_ssize_t i
+    for i in range(1, job.merged):
+        new = total + sums[i]
+        if fabs(total) >= fabs(sums[i]):
+            lost += (total - new) + sums[i]
+        else:
+            lost += (sums[i] - new) + total
+        total = new
+    return total + lost if isfinite(lost) else total
 
 
 cdef void share_shift(Job *job, Py_ssize_t statistic, double shift) noexcept nogil:
     cdef Py_ssize_t i
+    if job.storage == F16 or job.storage == BF16:
+        shift = <float>shift  # halves are added as floats
     for i in range(statistic * job.merged, (statistic + 1) * job.merged):
         job.shift[i] = shift
 
@@ -227,9 +236,14 @@ cdef void settle_apply(Job *job, Py_ssize_t statistic) noexcept nogil:
         job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
 
 
+cdef inline double off_mean(Job *job, Py_ssize_t statistic) noexcept nogil:
+    # What deviations are too large by: the shift may be the given mean rounded.
+    return value(&job.mean, statistic, 0.0) - job.shift[statistic * job.merged]
+
+
 cdef void settle_sums(Job *job, Py_ssize_t i) noexcept nogil:
     job.to_mean[i] = job.sums[i]
-    job.to_var[i] = job.sums[job.cells + i]
+    job.to_var[i] = job.sums[job.cells + i] - off_mean(job, i) * job.sums[i]
 
 
 cdef void settle_grads(Job *job, Py_ssize_t statistic) noexcept nogil:
@@ -277,6 +291,7 @@ cdef void settle_backward(Job *job, Py_ssize_t statistic) noexcept nogil:
     else:
         # The statistics are constants: dx = dy * rstd * weight, whatever x is.
         for i in range(first, first + job.merged):
+            job.sums[n + i] -= off_mean(job, statistic) * job.sums[i]
             split_mean(job, i, 0.0, 0.0, job.rstd[statistic])
 
 

@@ -6,22 +6,8 @@
 #ifndef REAL
 
 #include "activation.h"
+#include "layer.h"
 #include "partial.h"
-
-/* The coefficients of one row. The mean comes in two parts, so that x - hi is exact when the mean
-   is large against the deviations; with g = dy * weight:
-
-   forward   y  = ((x - hi) - lo) * rstd * weight + bias
-   backward  dx = rstd * ((g - mean_g_hi) - (((x - hi) - lo) * slope + mean_g_lo)) */
-typedef struct {
-    double hi, lo, rstd, slope, mean_g_hi, mean_g_lo;
-    int wide; /* float32 intermediates could overflow: compute in float64 */
-} Row;
-
-/* weight and bias in the type that is computed in. */
-typedef struct {
-    const void *weight, *bias;
-} Affine;
 
 /* Rows whose gradients are taken together: their share of dweight and dbias stays in registers,
    and for float32 it is a float32 sum of that many. */
@@ -44,12 +30,12 @@ typedef struct {
     void (*sums)(double *sums, const void *x, ptrdiff_t len, double shift);
     void (*grad_sums)(double *sums, const void *dy, const void *x, const double *weight,
                       ptrdiff_t len, double mean);
-    void (*apply)(void *y, const void *x, const void *residual, ptrdiff_t len, const Row *row,
+    void (*apply)(void *y, const void *x, const void *residual, ptrdiff_t len, const Norm *row,
                   const Affine *affine, int activation, int stream);
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
-                             ptrdiff_t len, const Row *row, const Affine *affine, int activation,
+                             ptrdiff_t len, const Norm *row, const Affine *affine, int activation,
                              int stream);
-    void (*grads)(const RowGrads *at, const Row *row);
+    void (*grads)(const RowGrads *at, const Norm *row);
     void (*add)(void *total, void *copy, const void *x, const void *addend, ptrdiff_t len,
                 int stream);
 } Rows;
@@ -63,32 +49,12 @@ typedef struct {
 #define STRIP_VECTORS 4 /* a whole line */
 #endif
 
-/* Asked for ahead of the sums, in bytes. */
+/* Bytes of x to ask for ahead. Asked for by the sums alone, which then wait for memory while the
+   streamed stores have it for themselves, (8192, 1024) took 1.33 of the copy; with half of the
+   lines, and all of them while y is streamed, 1.18. Backward: the sums ask for x and the gradients
+   for dy, of the rows that are taken together next: 1.42 of the triad, 1.81 if the sums ask for
+   what they will read themselves. */
 #define ROW_AHEAD 8192
-
-INLINE double vector_sum(vec_f64 v) {
-    double lanes[DOUBLES];
-    store_f64(lanes, v);
-    for (int half = DOUBLES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
-INLINE void add_lanes_f64(double *sum, vec_f64 v) { store_f64(sum, load_f64(sum) + v); }
-INLINE void add_lanes_f32(double *sum, vec_f32 v) {
-    float lanes[FLOATS];
-    store_f32(lanes, v);
-    store_f64(sum, load_f64(sum) + widen_f32(lanes));
-    store_f64(sum + DOUBLES, load_f64(sum + DOUBLES) + widen_f32(lanes + DOUBLES));
-}
-
-INLINE double activate_one(double z, int activation) {
-    return activate_f64((vec_f64){0} + z, activation)[0];
-}
-INLINE double slope_one(double z, int activation) {
-    return slope_f64((vec_f64){0} + z, activation)[0];
-}
 
 #define REAL float
 #define COMPUTED f32
@@ -128,18 +94,13 @@ KERNEL double NAME(row_shift)(const void *from, ptrdiff_t len) {
                    NAME(short_mean)(x + len - taken, 1, taken));
 }
 
-INLINE void NAME(row_prefetch)(const STORE *p) {
-    for (ptrdiff_t k = 0; k < LANES; k += LINE)
-        __builtin_prefetch(p + k + ROW_AHEAD / sizeof(STORE));
-}
-
 /* sums[0] += x - shift, sums[1] += (x - shift)^2. */
 KERNEL void NAME(row_sums)(double *sums, const void *from, ptrdiff_t len, double shift) {
     const STORE *x = from;
     vec_f64 sum[UNROLL] = {0}, square[UNROLL] = {0};
     ptrdiff_t i = 0;
     for (; i + LANES <= len; i += LANES) {
-        NAME(row_prefetch)(x + i);
+        __builtin_prefetch(x + i + ROW_AHEAD / sizeof(STORE), 0, 2);
         UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             const vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - shift;
@@ -169,8 +130,8 @@ KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *f
     vec_f64 sum[UNROLL] = {0}, product[UNROLL] = {0}, rest[UNROLL] = {0};
     ptrdiff_t i = 0;
     for (; i + LANES <= len; i += LANES) {
-        NAME(row_prefetch)(dy + i);
-        NAME(row_prefetch)(x + i);
+        for (ptrdiff_t k = 0; k < LANES; k += LINE)
+            __builtin_prefetch(x + i + k + TOGETHER * len, 0, 2);
         UNROLLED
         for (int u = 0; u < UNROLL; u++) {
             const ptrdiff_t at = i + u * DOUBLES;
@@ -217,9 +178,11 @@ KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *f
             i += k;                                                                            \
         }                                                                                      \
         if (stream)                                                                            \
-            for (; i + LINE <= len;)                                                           \
+            for (; i + LINE <= len;) {                                                         \
+                __builtin_prefetch(x + i + ROW_AHEAD / sizeof(STORE), 0, 2);                   \
                 for (const ptrdiff_t end = i + LINE; i < end; i += WIDTH)                      \
                     NAME(stream)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                           \
+            }                                                                                  \
     }                                                                                          \
     for (; i + WIDTH <= len; i += WIDTH)                                                       \
         NAME(store)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                                        \
@@ -231,7 +194,7 @@ KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *f
 /* What the activation is applied to, of one element, in float64: for rows that are wide, and for
    those with rstd 0 (nothing counts), where it is bias, whatever x is. */
 INLINE double NAME(row_norm_one)(const STORE *x, const STORE *residual, ptrdiff_t i,
-                                 const Row *row, const Affine *affine) {
+                                 const Norm *row, const Affine *affine) {
     const REAL *weight = affine->weight, *bias = affine->bias;
     const double x_hat =
         row->rstd == 0.0 ? 0.0 : ((NAME(get)(x + i) - row->hi) - row->lo) * row->rstd;
@@ -246,7 +209,7 @@ INLINE double NAME(row_norm_one)(const STORE *x, const STORE *residual, ptrdiff_
 
 /* y = activation(((x - hi) - lo) * rstd * weight + bias + residual). y may be x or residual. */
 KERNEL void NAME(row_apply)(void *to, const void *from, const void *from_residual, ptrdiff_t len,
-                            const Row *row, const Affine *affine, int activation, int stream) {
+                            const Norm *row, const Affine *affine, int activation, int stream) {
     STORE *y = to;
     const STORE *x = from, *residual = from_residual;
     const REAL *weight = affine->weight, *bias = affine->bias;
@@ -267,7 +230,7 @@ KERNEL void NAME(row_apply)(void *to, const void *from, const void *from_residua
 
 /* g = dy * activation'(norm(x) + residual). g may be dy, x or residual. */
 KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void *from_x,
-                                       const void *from_residual, ptrdiff_t len, const Row *row,
+                                       const void *from_residual, ptrdiff_t len, const Norm *row,
                                        const Affine *affine, int activation, int stream) {
     STORE *g = to;
     const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
@@ -324,7 +287,7 @@ KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void 
 #undef SOME_KEPT
 
 /* One row in float64. */
-INLINE void NAME(wide_grads)(const RowGrads *at, const Row *row, ptrdiff_t r) {
+INLINE void NAME(wide_grads)(const RowGrads *at, const Norm *row, ptrdiff_t r) {
     STORE *dx = (STORE *)at->dx + r * at->pitch;
     const STORE *dy = (const STORE *)at->dy + r * at->pitch;
     const STORE *x = (const STORE *)at->x + r * at->pitch;
@@ -362,6 +325,8 @@ INLINE void NAME(strip_grads)(const RowGrads *at, const REAL (*coefficients)[6],
         const REAL mean_hi = coefficients[r][4], mean_lo = coefficients[r][5];
         UNROLLED
         for (int u = 0; u < vectors; u++) {
+            if ((u * WIDTH) % LINE == 0)
+                __builtin_prefetch(dy + TOGETHER * at->pitch + u * WIDTH, 0, 2);
             const VEC gradient = STORED(dy), deviation = (STORED(x) - hi) - lo;
             VEC found =
                 rstd * ((w[u] * gradient - mean_hi) - (deviation * slope + mean_lo));
@@ -414,7 +379,7 @@ INLINE void NAME(all_strips)(const RowGrads *at, const REAL (*coefficients)[6], 
 }
 
 /* dx, and what the rows add to dweight and dbias. dx may be dy, x or addend. */
-KERNEL void NAME(row_grads)(const RowGrads *at, const Row *row) {
+KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
     REAL coefficients[TOGETHER][6];
     /* Streamed only where all rows begin at the same place of a line. */
     const int stream =

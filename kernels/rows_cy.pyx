@@ -13,31 +13,9 @@ RMS norm is mean=None: the shift and every mean are 0.
 """
 
 from cython.parallel cimport prange
-from cpython.pystate cimport PyThreadState
-from libc.string cimport memcpy, memset
-
-include "array.pxi"
-
-from normcore.kernels import schedule as _schedule
-
-cdef Py_ssize_t STREAM_BYTES = _schedule.STREAM_BYTES
-cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
-cdef Py_ssize_t UNITS = _schedule.UNITS
-cdef Py_ssize_t UNIT_LEAST = _schedule.UNIT_BLOCK_LEAST
-
-cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
-    PyThreadState *PyEval_SaveThread() noexcept
-    void PyEval_RestoreThread(PyThreadState *state) noexcept
 
 cdef extern from "rows.h" nogil:
     enum: TOGETHER
-    ctypedef struct Row:
-        double hi, lo, rstd, slope, mean_g_hi, mean_g_lo
-        bint wide
-    ctypedef struct Affine:
-        const void *weight
-        const void *bias
     ctypedef struct RowGrads:
         char *dx
         const char *dy
@@ -56,44 +34,29 @@ cdef extern from "rows.h" nogil:
             double *sums, const void *dy, const void *x, const double *weight, Py_ssize_t len,
             double mean) noexcept nogil
         void (*apply)(
-            void *y, const void *x, const void *residual, Py_ssize_t len, const Row *row,
+            void *y, const void *x, const void *residual, Py_ssize_t len, const Norm *row,
             const Affine *affine, int activation, int stream) noexcept nogil
         void (*activation_grads)(
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
-            const Row *row, const Affine *affine, int activation, int stream) noexcept nogil
-        void (*grads)(const RowGrads *at, const Row *row) noexcept nogil
+            const Norm *row, const Affine *affine, int activation, int stream) noexcept nogil
+        void (*grads)(const RowGrads *at, const Norm *row) noexcept nogil
         void (*add)(
             void *total, void *copy, const void *x, const void *addend, Py_ssize_t len, int stream
         ) noexcept nogil
     const Rows rows_f32, rows_f64, rows_f16, rows_bf16
-    int is_wide(double mean, double rstd, double scale)
-    void stream_fence()
 
 
-cdef struct Job:
+cdef struct Plan:
     const Rows *rows
-    Py_ssize_t r, m, itemsize
-    char *out                    # y, g or dx
+    Py_ssize_t r
     char *total                  # add_forward's second output
-    const char *x
-    const char *dy
-    const char *added            # residual (forward), addend (add_forward, backward), or NULL
-    const unsigned char *mask    # q bytes per row, each for `period` elements, or NULL
-    Py_ssize_t q, period
-    double *mean                 # NULL: nothing is centred
-    double *rstd
-    Affine affine
-    const double *weight         # of a backward: always float64
-    double eps
-    int activation
-    bint stream
-    double lost                  # what a shift may cost before the sums are taken again
-    Py_ssize_t unit, units       # rows of one unit; how many units
-    Py_ssize_t pitch             # doubles of one dweight or dbias in `parts`
-    double *parts                # (units, 2, pitch): what each unit adds to dweight and dbias
-    char *copies                 # (threads, row): the totals of the row in work
+    Py_ssize_t q, period         # bytes of mask per row, elements that each stands for
+    Py_ssize_t unit              # rows of one unit
+    char *copies                 # (threads, 2, row): totals of the rows in work
     Py_ssize_t copy_size
-    void *memory
+
+
+include "layers.pxi"
 
 
 cdef inline bint next_run(
@@ -106,31 +69,15 @@ cdef inline bint next_run(
         start[0] = end[0]
         end[0] = job.m
         return start[0] < job.m
-    mask = job.mask + i * job.q
-    at = end[0] // job.period
-    while at < job.q and mask[at] == 0:
+    mask = job.mask + i * job.plan.q
+    at = end[0] // job.plan.period
+    while at < job.plan.q and mask[at] == 0:
         at += 1
-    start[0] = at * job.period
-    while at < job.q and mask[at] != 0:
+    start[0] = at * job.plan.period
+    while at < job.plan.q and mask[at] != 0:
         at += 1
-    end[0] = at * job.period
+    end[0] = at * job.plan.period
     return start[0] < end[0]
-
-
-# Sums -> statistics and coefficients of row i --------------------------------------------------
-
-
-cdef inline void split_mean(Job *job, Row *row, double hi, double lo, double rstd) noexcept nogil:
-    # In float32, hi must be a float32 and lo the rest of the mean.
-    row.rstd = rstd
-    row.hi = hi
-    row.lo = lo
-    row.wide = False
-    if job.itemsize != 8:
-        row.wide = is_wide(hi, rstd, rstd)
-        if not row.wide:
-            row.hi = <float>(hi + lo)
-            row.lo = (hi - row.hi) + lo
 
 
 cdef inline double run_sums(
@@ -140,98 +87,71 @@ cdef inline double run_sums(
     cdef Py_ssize_t start = 0, end = 0, count = 0
     sums[0] = sums[1] = 0.0
     while next_run(job, i, &start, &end):
-        job.rows.sums(sums, x + start * job.itemsize, end - start, shift)
+        job.plan.rows.sums(sums, x + start * job.itemsize, end - start, shift)
         count += end - start
     return <double>count
 
 
-cdef void statistics(Job *job, Py_ssize_t i, const char *x, Row *row) noexcept nogil:
+cdef void statistics(Job *job, Py_ssize_t i, const char *x, Norm *row) noexcept nogil:
     cdef Py_ssize_t start = 0, end = 0
     cdef double sums[2]
-    cdef double shift = 0.0, lo = 0.0, count, excess, var, rstd
-    if not next_run(job, i, &start, &end):
-        if job.mean != NULL:
-            job.mean[i] = 0.0
-        job.rstd[i] = 0.0
-        split_mean(job, row, 0.0, 0.0, 0.0)
-        return
-    if job.mean != NULL:
-        shift = job.rows.first_shift(x + start * job.itemsize, end - start)
+    cdef double shift = 0.0, count
+    if job.mean != NULL and next_run(job, i, &start, &end):
+        shift = job.plan.rows.first_shift(x + start * job.itemsize, end - start)
     count = run_sums(job, i, x, shift, sums)
-    if job.mean != NULL:
-        excess = sums[0] * sums[0] / count
-        if excess > 0.0 and excess > job.lost * (sums[1] - excess):
-            shift += sums[0] / count
-            count = run_sums(job, i, x, shift, sums)
-            excess = sums[0] * sums[0] / count
-        lo = sums[0] / count
-        sums[1] = sums[1] - excess
-        if sums[1] < 0.0:
-            sums[1] = 0.0
-        job.mean[i] = shift + lo
-    var = sums[1] / count
-    rstd = 1.0 / sqrt(var + job.eps)
-    job.rstd[i] = rstd
-    split_mean(job, row, shift, lo, rstd)
+    if shift_was_bad(job, sums[0], sums[1], count, &shift):
+        count = run_sums(job, i, x, shift, sums)
+    settle_forward(job, i, row, shift, sums[0], sums[1], count)
 
 
-cdef void gradient_statistics(Job *job, Py_ssize_t i, Row *row) noexcept nogil:
+cdef void gradient_statistics(Job *job, Py_ssize_t i, Norm *row) noexcept nogil:
     cdef Py_ssize_t start = 0, end = 0, at, count = 0
     cdef double sums[3]
-    cdef double mean = 0.0, mean_g = 0.0, rest = 0.0
+    cdef double mean = 0.0 if job.mean == NULL else job.mean[i]
     sums[0] = sums[1] = sums[2] = 0.0
-    if job.mean != NULL:
-        mean = job.mean[i]
     while next_run(job, i, &start, &end):
         at = (i * job.m + start) * job.itemsize
-        job.rows.grad_sums(
+        job.plan.rows.grad_sums(
             sums, job.dy + at, job.x + at, job.weight + start, end - start, mean)
         count += end - start
-    if count == 0:
-        count = 1
-    if job.mean != NULL:
-        # What the rounded mean leaves in the deviations comes off again.
-        rest = sums[2] / count
-        mean_g = sums[0] / count
-        sums[1] -= sums[0] * rest
-    split_mean(job, row, mean, rest, job.rstd[i])
-    row.slope = row.rstd * row.rstd * (sums[1] / count)
-    row.mean_g_hi = mean_g
-    row.mean_g_lo = 0.0
-    if job.itemsize != 8 and not row.wide:
-        row.mean_g_hi = <float>mean_g
-        row.mean_g_lo = mean_g - row.mean_g_hi
+    settle_backward(job, i, row, sums[0], sums[1], sums[2], <double>count)
 
 
 # What one thread does --------------------------------------------------------------------------
 
 
-cdef inline const char *added_at(Job *job, Py_ssize_t at) noexcept nogil:
-    if job.added == NULL:
-        return NULL
-    return job.added + at
+cdef inline const char *row_x(Job *job, int thread, Py_ssize_t i) noexcept nogil:
+    # Row i of what is normalized. Two totals of a thread are in work at a time.
+    cdef Py_ssize_t at = i * job.m * job.itemsize
+    cdef char *copy = NULL
+    if job.plan.total == NULL:
+        return job.x + at
+    if job.plan.copies != NULL:
+        copy = job.plan.copies + (2 * thread + i % 2) * job.plan.copy_size
+    job.plan.rows.add(job.plan.total + at, copy, job.x + at, job.added + at, job.m, job.stream)
+    return job.plan.total + at if copy == NULL else copy
 
 
 cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # A row is written after the next one was summed, which hides the latency of its statistics.
     cdef Py_ssize_t i, at
     cdef const char *x
+    cdef const char *next_x
     cdef const char *residual
-    cdef char *copy
-    cdef Row row
+    cdef Norm row, next_row
+    if first < last:
+        next_x = row_x(job, thread, first)
+        statistics(job, first, next_x, &next_row)
     for i in range(first, last):
+        x, row = next_x, next_row
+        if i + 1 < last:
+            next_x = row_x(job, thread, i + 1)
+            statistics(job, i + 1, next_x, &next_row)
         at = i * job.m * job.itemsize
-        x = job.x + at
-        if job.total != NULL:
-            copy = NULL if job.copies == NULL else job.copies + thread * job.copy_size
-            job.rows.add(job.total + at, copy, x, job.added + at, job.m, job.stream)
-            x = copy
-            if copy == NULL:
-                x = job.total + at
-        statistics(job, i, x, &row)
-        residual = added_at(job, at)
-        if job.total != NULL:
-            residual = NULL
-        job.rows.apply(
+        residual = NULL
+        if job.plan.total == NULL:
+            residual = added_at(job, at)
+        job.plan.rows.apply(
             job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream)
     if job.stream:
         stream_fence()
@@ -239,11 +159,11 @@ cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) 
 
 cdef void activation_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef Py_ssize_t i, at
-    cdef Row row
+    cdef Norm row
     for i in range(first, last):
         at = i * job.m * job.itemsize
-        split_mean(job, &row, 0.0 if job.mean == NULL else job.mean[i], 0.0, job.rstd[i])
-        job.rows.activation_grads(
+        given_norm(job, i, &row)
+        job.plan.rows.activation_grads(
             job.out + at, job.dy + at, job.x + at,
             added_at(job, at), job.m, &row, &job.affine,
             job.activation, job.stream)
@@ -257,8 +177,8 @@ cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
     for unit in range(first, last):
         part = job.parts + unit * 2 * job.pitch
         memset(part, 0, 2 * job.pitch * sizeof(double))
-        i = unit * job.unit
-        end = min(job.r, i + job.unit)
+        i = unit * job.plan.unit
+        end = min(job.plan.r, i + job.plan.unit)
         while i < end:
             if job.mask == NULL:
                 together_backward(job, i, min(<Py_ssize_t>TOGETHER, end - i), part)
@@ -280,7 +200,7 @@ cdef inline RowGrads grads_at(
     grads.dy = job.dy + at
     grads.x = job.x + at
     grads.addend = added_at(job, at)
-    grads.weight = <const char *>job.affine.weight + start * job.rows.computed
+    grads.weight = <const char *>job.affine.weight + start * job.plan.rows.computed
     grads.dweight = part + start
     grads.dbias = part + job.pitch + start
     grads.rows = 1
@@ -293,25 +213,25 @@ cdef inline RowGrads grads_at(
 cdef void together_backward(
     Job *job, Py_ssize_t i, Py_ssize_t rows, double *part
 ) noexcept nogil:
-    cdef Row row[TOGETHER]
+    cdef Norm row[TOGETHER]
     cdef RowGrads grads = grads_at(job, i, 0, job.m, part)
     cdef Py_ssize_t k
     for k in range(rows):
         gradient_statistics(job, i + k, row + k)
     grads.rows = rows
-    job.rows.grads(&grads, row)
+    job.plan.rows.grads(&grads, row)
 
 
 cdef void masked_backward(Job *job, Py_ssize_t i, double *part) noexcept nogil:
     # Run by run; dx of the elements between is addend or 0.
-    cdef Row row
+    cdef Norm row
     cdef RowGrads grads
     cdef Py_ssize_t start = 0, end = 0, before = 0
     gradient_statistics(job, i, &row)
     while next_run(job, i, &start, &end):
         no_gradient(job, i, before, start)
         grads = grads_at(job, i, start, end - start, part)
-        job.rows.grads(&grads, &row)
+        job.plan.rows.grads(&grads, &row)
         before = end
     no_gradient(job, i, before, job.m)
 
@@ -325,129 +245,33 @@ cdef void no_gradient(Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t end) 
         memcpy(job.out + at, job.added + at, size)
 
 
-cdef void merge_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    # Columns first to last of dweight and dbias, into the first unit's place.
-    cdef Py_ssize_t unit, j
-    cdef int k
-    cdef double *to
-    cdef const double *part
-    for k in range(2):
-        to = job.parts + k * job.pitch
-        for unit in range(1, job.units):
-            part = job.parts + (2 * unit + k) * job.pitch
-            for j in range(first, last):
-                to[j] += part[j]
-
-
-ctypedef void (*step_t)(Job *, int, Py_ssize_t, Py_ssize_t) noexcept nogil
-
-
-cdef void share(step_t step, Job *job, Py_ssize_t items, int threads) noexcept nogil:
-    cdef int t
-    if threads == 1:
-        step(job, 0, 0, items)
-    else:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            step(job, t, items * t // threads, items * (t + 1) // threads)
-
-
-cdef void run(step_t step, Job *job, Py_ssize_t items, int threads) noexcept:
-    # The GIL is let go only where the work is worth it.
-    cdef PyThreadState *state = NULL
-    if job.r * job.m >= NOGIL_SIZE:
-        state = PyEval_SaveThread()
-    share(step, job, items, threads)
-    if state != NULL:
-        PyEval_RestoreThread(state)
-
-
-# From the arguments of a kernel to its job: every check, before anything is written -------------
-
-
-cdef int start_job(
+cdef int start_rows(
     Job *job, cnp.ndarray x, object mean, cnp.ndarray rstd, Py_ssize_t r, Py_ssize_t m,
     bint statistics_out, int threads,
 ) except -1:
-    cdef Storage storage = storage_of(x, "x")
-    cdef cnp.ndarray centre
-    memset(job, 0, sizeof(Job))
-    check_threads(threads)
-    if r < 0 or m < 0 or (m > 0 and r > PY_SSIZE_T_MAX // m):
-        refuse("sizes", "none negative, and fewer elements than memory holds", (r, m))
-    check(x, "x", r * m)
-    job.rows = &rows_f32
-    if storage == F64:
-        job.rows = &rows_f64
-    elif storage == F16:
-        job.rows = &rows_f16
-    elif storage == BF16:
-        job.rows = &rows_bf16
-    job.r = r
-    job.m = m
-    job.itemsize = job.rows.itemsize
-    job.x = <const char *>cnp.PyArray_DATA(x)
-    job.lost = 8.0 if storage == F64 else 1024.0
-    job.stream = r * m * job.itemsize >= STREAM_BYTES
-    if mean is not None:
-        if not isinstance(mean, cnp.ndarray):
-            raise TypeError(f"mean: expected an array or None, got {type(mean).__name__}")
-        centre = mean
-        (check_out if statistics_out else check_real)(centre, "mean", r, cnp.NPY_FLOAT64)
-        job.mean = doubles(centre)
-    (check_out if statistics_out else check_real)(rstd, "rstd", r, cnp.NPY_FLOAT64)
-    job.rstd = doubles(rstd)
-    return cnp.PyArray_TYPE(x)
+    cdef int typenum = start_job(
+        job, x, mean, rstd, r, m, product(r, m, 1), statistics_out, threads)
+    job.plan.rows = &rows_f32
+    if job.storage == F64:
+        job.plan.rows = &rows_f64
+    elif job.storage == F16:
+        job.plan.rows = &rows_f16
+    elif job.storage == BF16:
+        job.plan.rows = &rows_bf16
+    job.plan.r = r
+    return typenum
 
 
 cdef int take_mask(Job *job, object mask) except -1:
     job.mask = mask_data(mask)
     if job.mask != NULL:
-        job.q = cnp.PyArray_SIZE(mask) // max(1, job.r)
-        if job.q * job.r != cnp.PyArray_SIZE(mask) or job.q == 0 or job.m % job.q != 0:
-            if job.r * job.m > 0:
-                refuse("mask", f"{job.r} rows of a divisor of {job.m} elements", mask.shape)
+        job.plan.q = cnp.PyArray_SIZE(mask) // max(1, job.plan.r)
+        if job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0 or job.m % job.plan.q != 0:
+            if job.size > 0:
+                refuse("mask", f"{job.plan.r} rows of a divisor of {job.m} elements", mask.shape)
             job.mask = NULL
         else:
-            job.period = job.m // job.q
-    return 0
-
-
-cdef char *converted(
-    char *to, Parameter *given, Py_ssize_t size, double default, bint single, const void **found
-) noexcept nogil:
-    # In the type that is computed in: the parameter itself, or a copy at `to`, whose end returns.
-    cdef Py_ssize_t j
-    if single and given.single != NULL:
-        found[0] = given.single
-        return to
-    if not single and given.double_ != NULL:
-        found[0] = given.double_
-        return to
-    found[0] = to
-    if single:
-        for j in range(size):
-            (<float *>to)[j] = <float>value(given, j, default)
-    else:
-        for j in range(size):
-            (<double *>to)[j] = value(given, j, default)
-    return to + size * sizeof(double)
-
-
-cdef int allocate(
-    Job *job, object weight, object bias, Py_ssize_t doubles_more
-) except -1:
-    # Room for weight and bias as they are computed with, and for `doubles_more` doubles after them.
-    cdef Parameter given_weight = parameter(weight, "weight", job.m)
-    cdef Parameter given_bias = parameter(bias, "bias", job.m)
-    cdef bint single = job.rows.computed == 4
-    cdef char *to
-    job.memory = scratch(3 * job.m + doubles_more + 1)
-    to = converted(<char *>job.memory, &given_weight, job.m, 1.0, single, &job.affine.weight)
-    to = converted(to, &given_bias, job.m, 0.0, single, &job.affine.bias)
-    if job.dy != NULL and job.out != NULL:
-        to = converted(to, &given_weight, job.m, 1.0, False, <const void **>&job.weight)
-    job.parts = <double *>to
-    job.copies = to
+            job.plan.period = job.m // job.plan.q
     return 0
 
 
@@ -461,7 +285,7 @@ def forward(
 ):
     """Statistics of the rows of x, and y = activation(norm(x) + residual)."""
     cdef Job job
-    cdef int typenum = start_job(&job, x, mean, rstd, r, m, True, threads)
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, True, threads)
     check_out(y, "y", r * m, typenum)
     check_activation(activation)
     job.out = <char *>cnp.PyArray_DATA(y)
@@ -470,9 +294,7 @@ def forward(
     job.eps = eps
     job.activation = activation
     allocate(&job, weight, bias, 0)
-    job.copies = NULL
-    if r * m > 0:
-        run(forward_rows, &job, r, threads)
+    run(forward_rows, &job, r, threads)
     PyMem_RawFree(job.memory)
 
 
@@ -483,20 +305,18 @@ def add_forward(
 ):
     """total = x + addend, its statistics, and y = norm(total)."""
     cdef Job job
-    cdef int typenum = start_job(&job, x, mean, rstd, r, m, True, threads)
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, True, threads)
     check_out(y, "y", r * m, typenum)
     check_out(total, "total", r * m, typenum)
     check_real(addend, "addend", r * m, typenum)
     job.out = <char *>cnp.PyArray_DATA(y)
-    job.total = <char *>cnp.PyArray_DATA(total)
+    job.plan.total = <char *>cnp.PyArray_DATA(total)
     job.added = <const char *>cnp.PyArray_DATA(addend)
     job.eps = eps
     # Threads' copies lie a line apart.
-    job.copy_size = m * job.itemsize + 64
-    allocate(&job, weight, bias, threads * job.copy_size // 8 + threads if job.stream else 0)
+    job.plan.copy_size = (m * job.itemsize + 127) // 64 * 64
+    allocate(&job, weight, bias, 2 * threads * job.plan.copy_size // 8 + 1 if job.stream else 0)
     if not job.stream:
-        job.copies = NULL
-    if r * m > 0:
         run(forward_rows, &job, r, threads)
     PyMem_RawFree(job.memory)
 
@@ -508,7 +328,7 @@ def activation_grads(
 ):
     """g = dy * activation'(norm(x) + residual), the gradient before the activation."""
     cdef Job job
-    cdef int typenum = start_job(&job, x, mean, rstd, r, m, False, threads)
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
     check_out(g, "g", r * m, typenum)
     check_real(dy, "dy", r * m, typenum)
     check_activation(activation)
@@ -517,8 +337,7 @@ def activation_grads(
     allocate(&job, weight, bias, 0)
     job.out = <char *>cnp.PyArray_DATA(g)
     job.dy = <const char *>cnp.PyArray_DATA(dy)
-    if r * m > 0:
-        run(activation_rows, &job, r, threads)
+    run(activation_rows, &job, r, threads)
     PyMem_RawFree(job.memory)
 
 
@@ -529,10 +348,9 @@ def backward(
 ):
     """dx (plus addend), dweight and dbias."""
     cdef Job job
-    cdef int typenum = start_job(&job, x, mean, rstd, r, m, False, threads)
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
     cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
     cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
-    cdef Py_ssize_t j
     check_out(dx, "dx", r * m, typenum)
     check_real(dy, "dy", r * m, typenum)
     job.out = <char *>cnp.PyArray_DATA(dx)
@@ -540,17 +358,11 @@ def backward(
     job.added = optional_input(addend, "addend", r * m, typenum)
     take_mask(&job, mask)
     # No fewer rows to a unit than hold UNIT_LEAST elements, and whole groups of TOGETHER.
-    job.unit = max((r + UNITS - 1) // UNITS, UNIT_LEAST // max(1, m), 1)
-    job.unit = (job.unit + TOGETHER - 1) // TOGETHER * TOGETHER
-    job.units = max(1, (r + job.unit - 1) // job.unit)
+    job.plan.unit = max((r + UNITS - 1) // UNITS, UNIT_LEAST // max(1, m), 1)
+    job.plan.unit = (job.plan.unit + TOGETHER - 1) // TOGETHER * TOGETHER
+    job.units = max(1, (r + job.plan.unit - 1) // job.plan.unit)
     job.pitch = (m + 7) // 8 * 8
-    allocate(&job, weight, None, 2 * job.units * job.pitch)
-    if r * m > 0:
-        run(backward_units, &job, job.units, threads)
-        run(merge_units, &job, m, 1)
-    else:
-        memset(job.parts, 0, 2 * job.pitch * sizeof(double))
-    for j in range(m):
-        assign(&to_dweight, j, job.parts[j])
-        assign(&to_dbias, j, job.parts[job.pitch + j])
+    allocate(&job, weight, None, 0)
+    run(backward_units, &job, job.units, threads)
+    give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)

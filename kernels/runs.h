@@ -31,12 +31,14 @@ typedef struct {
 #define SUFFIX f32
 #include "runs.h"
 #undef SUFFIX
+#define HALF
 #define SUFFIX f16
 #include "runs.h"
 #undef SUFFIX
 #define SUFFIX bf16
 #include "runs.h"
 #undef SUFFIX
+#undef HALF
 #undef REAL
 #define REAL double
 #define SUFFIX f64
@@ -70,94 +72,7 @@ INLINE ptrdiff_t NAME(look_ahead)(ptrdiff_t i, ptrdiff_t len, ptrdiff_t next) {
     return i + ahead < len ? ahead : next - len + ahead;
 }
 
-/* Asks for the lines of LANES elements. */
-INLINE void NAME(prefetch)(const STORE *p) {
-    for (ptrdiff_t k = 0; k < LANES; k += LINE)
-        __builtin_prefetch(p + k);
-}
-
-/* lanes[0:LANES] += x - shift, lanes[LANES:] += (x - shift)^2. */
-KERNEL void NAME(run_sums)(double *lanes, const void *from, ptrdiff_t len, double shift,
-                           ptrdiff_t next) {
-    const STORE *x = from;
-    vec_f64 sum[UNROLL], square[UNROLL];
-    UNROLLED
-    for (int u = 0; u < UNROLL; u++) {
-        sum[u] = load_f64(lanes + u * DOUBLES);
-        square[u] = load_f64(lanes + LANES + u * DOUBLES);
-    }
-    ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
-        NAME(prefetch)(x + i + NAME(look_ahead)(i, len, next));
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - shift;
-            sum[u] += d;
-            square[u] += d * d;
-        }
-    }
-    for (; i + DOUBLES <= len; i += DOUBLES) {
-        vec_f64 d = NAME(widen)(x + i) - shift;
-        sum[0] += d;
-        square[0] += d * d;
-    }
-    UNROLLED
-    for (int u = 0; u < UNROLL; u++) {
-        store_f64(lanes + u * DOUBLES, sum[u]);
-        store_f64(lanes + LANES + u * DOUBLES, square[u]);
-    }
-    for (int j = 0; i < len; i++, j++) {
-        double d = GET(x + i) - shift;
-        lanes[j] += d;
-        lanes[LANES + j] += d * d;
-    }
-}
-
-/* lanes[0:LANES] += dy, the next LANES += dy * (x - mean), the last += x - mean. */
-KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *from_x,
-                                ptrdiff_t len, double mean, ptrdiff_t next) {
-    const STORE *dy = from_dy, *x = from_x;
-    vec_f64 sum[UNROLL], product[UNROLL], rest[UNROLL];
-    UNROLLED
-    for (int u = 0; u < UNROLL; u++) {
-        sum[u] = load_f64(lanes + u * DOUBLES);
-        product[u] = load_f64(lanes + LANES + u * DOUBLES);
-        rest[u] = load_f64(lanes + 2 * LANES + u * DOUBLES);
-    }
-    ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
-        const ptrdiff_t ahead = NAME(look_ahead)(i, len, next);
-        NAME(prefetch)(dy + i + ahead);
-        NAME(prefetch)(x + i + ahead);
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            vec_f64 g = NAME(widen)(dy + i + u * DOUBLES);
-            vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - mean;
-            sum[u] += g;
-            product[u] += g * d;
-            rest[u] += d;
-        }
-    }
-    for (; i + DOUBLES <= len; i += DOUBLES) {
-        vec_f64 g = NAME(widen)(dy + i);
-        vec_f64 d = NAME(widen)(x + i) - mean;
-        sum[0] += g;
-        product[0] += g * d;
-        rest[0] += d;
-    }
-    UNROLLED
-    for (int u = 0; u < UNROLL; u++) {
-        store_f64(lanes + u * DOUBLES, sum[u]);
-        store_f64(lanes + LANES + u * DOUBLES, product[u]);
-        store_f64(lanes + 2 * LANES + u * DOUBLES, rest[u]);
-    }
-    for (int j = 0; i < len; i++, j++) {
-        double g = GET(dy + i), d = GET(x + i) - mean;
-        lanes[j] += g;
-        lanes[LANES + j] += g * d;
-        lanes[2 * LANES + j] += d;
-    }
-}
+#include "run_sums.h"
 
 /* Goes through a run: OUT[i] = VECTOR(i) for whole vectors, FEW(i, k) for k elements at the ends. A
    streamed run is stored line by line from its first whole line on. */

@@ -9,17 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coefficients import (
-    DY_HIGH,
-    DY_LOW,
-    FACTOR,
-    HIGH,
-    LOW,
-    SCALE,
-    SHIFT,
-    SLOPE,
-    finite_or_zero,
-)
+from .coefficients import finite_or_zero
 from .intrinsics import (
     LANES,
     LINE_BYTES,
@@ -108,38 +98,26 @@ def run_grad_sums(lanes, at, dy, x, start, length, mean, following):
     store(lanes, at + 2 * LANES, s3)
 
 
-@inline
-def forward_coefficients(a, cells, j):
-    """Column j of forward coefficients, as scalars that a loop can keep in registers."""
-    return a[HIGH * cells + j], a[LOW * cells + j], a[SCALE * cells + j], a[SHIFT * cells + j]
+# Runs that a mask cuts short would all begin in lane 0. Its sum of a thousand elements would be off
+# by 6e-15 (float64, random mask): a short run goes as a whole to a lane that the caller chooses.
 
 
 @inline
-def backward_coefficients(a, cells, j):
-    """Column j of backward coefficients, as scalars that a loop can keep in registers."""
-    return (
-        a[HIGH * cells + j],
-        a[LOW * cells + j],
-        a[FACTOR * cells + j],
-        a[SLOPE * cells + j],
-        a[DY_HIGH * cells + j],
-        a[DY_LOW * cells + j],
-    )
+def short_sums(lanes, at, lane, x, start, length, shift):
+    """`run_sums` of a run of less than 16 elements, to one lane."""
+    deviation = first(cast(load_part(x, start, length), lanes) - shift, length)
+    lanes[at + lane] += sum_lanes(deviation)
+    lanes[at + LANES + lane] += sum_lanes(deviation * deviation)
 
 
 @inline
-def normalized(v, coefficients):
-    """The y of the lanes v of x, in the dtype of the coefficients (scalars or vectors)."""
-    high, low, scale, shift = coefficients
-    return muladd((cast(v, high) - high) - low, scale, shift)
-
-
-@inline
-def gradient(g, v, coefficients):
-    """The dx of the lanes g of dy and v of x, in the dtype of the coefficients."""
-    high, low, factor, slope, dy_high, dy_low = coefficients
-    through_var = muladd((cast(v, high) - high) - low, slope, dy_low)
-    return ((cast(g, high) - dy_high) - through_var) * factor
+def short_grad_sums(lanes, at, lane, dy, x, start, length, mean):
+    """`run_grad_sums` of a run of less than 16 elements, to one lane."""
+    gradient = cast(load_part(dy, start, length), lanes)
+    deviation = first(cast(load_part(x, start, length), lanes) - mean, length)
+    lanes[at + lane] += sum_lanes(gradient)
+    lanes[at + LANES + lane] += sum_lanes(gradient * deviation)
+    lanes[at + 2 * LANES + lane] += sum_lanes(deviation)
 
 
 @inline
@@ -167,58 +145,21 @@ def put(y, i, v, streaming):
 
 
 @inline
-def apply_part(y, x, i, k, coefficients):
-    """`apply_run` for k < 16 elements."""
-    if k > 0:
-        store_part(y, i, k, cast(normalized(load_part(x, i, k), coefficients), y))
+def put_part(y, i, k, v):
+    """Store the first k lanes, rounded to the dtype of y."""
+    store_part(y, i, k, cast(v, y))
 
 
 @inline
-def apply_run(y, x, start, length, coefficients, streaming):
-    """Set y = ((x - high) - low) * scale + shift."""
+def sweep(y, start, length, streaming, value, coefficients, arrays):
+    """Set a run of y to a value of `normcore.kernels.values`."""
     k = head(y, start, length, streaming)
-    apply_part(y, x, start, k, coefficients)
-    begin = start + k
-    stop = begin + (length - k) // LANES * LANES
-    for i in range(begin, stop, LANES):
-        put(y, i, normalized(load(x, i), coefficients), streaming)
-    apply_part(y, x, stop, start + length - stop, coefficients)
-
-
-@inline
-def apply_grads_part(dx, dy, x, i, k, coefficients):
-    """`apply_grads_run` for k < 16 elements."""
     if k > 0:
-        v = gradient(load_part(dy, i, k), load_part(x, i, k), coefficients)
-        store_part(dx, i, k, cast(v, dx))
-
-
-@inline
-def apply_grads_run(dx, dy, x, start, length, coefficients, streaming):
-    """Set dx = factor * ((dy - dy_high) - (((x - high) - low) * slope + dy_low))."""
-    k = head(dx, start, length, streaming)
-    apply_grads_part(dx, dy, x, start, k, coefficients)
+        put_part(y, start, k, value(start, k, coefficients, arrays))
     begin = start + k
     stop = begin + (length - k) // LANES * LANES
     for i in range(begin, stop, LANES):
-        put(dx, i, gradient(load(dy, i), load(x, i), coefficients), streaming)
-    apply_grads_part(dx, dy, x, stop, start + length - stop, coefficients)
-
-
-@inline
-def scale_part(dx, dy, i, k, factor):
-    """`scale_run` for k < 16 elements."""
+        put(y, i, value(i, LANES, coefficients, arrays), streaming)
+    k = start + length - stop
     if k > 0:
-        store_part(dx, i, k, cast(cast(load_part(dy, i, k), factor) * factor, dx))
-
-
-@inline
-def scale_run(dx, dy, start, length, factor, streaming):
-    """Set dx = dy * factor: the gradient where the statistics are constants."""
-    k = head(dx, start, length, streaming)
-    scale_part(dx, dy, start, k, factor)
-    begin = start + k
-    stop = begin + (length - k) // LANES * LANES
-    for i in range(begin, stop, LANES):
-        put(dx, i, cast(load(dy, i), factor) * factor, streaming)
-    scale_part(dx, dy, stop, start + length - stop, factor)
+        put_part(y, stop, k, value(stop, k, coefficients, arrays))

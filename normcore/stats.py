@@ -324,7 +324,8 @@ def update_bn(
     Parameters
     ----------
     layers : iterable of BatchNorm
-        Layers with running statistics that are not frozen.
+        Layers with running statistics that are not frozen. One with ``skip_nonfinite`` keeps
+        those of a channel that a NaN or infinity reached.
     batches : iterable
         Whatever `forward` takes.
     forward : callable
@@ -372,7 +373,12 @@ def update_bn(
         if not pool.count:
             raise ValueError(f"layers: no value of any batch reached {layer!r}")
         state = layer._arrays()
+        mean, var = pool.mean, pool.var(ddof=1)
+        if layer.skip_nonfinite:
+            clean = np.isfinite(mean) & np.isfinite(var)
+            mean = np.where(clean, mean, state["running_mean"])
+            var = np.where(clean, var, state["running_var"])
         names = ("running_mean", "running_var", "num_batches_tracked")
         targets += [state[name] for name in names]
-        values += [pool.mean, pool.var(ddof=1), np.asarray(pool.batches)]
+        values += [mean, var, np.asarray(pool.batches)]
     assign(targets, values)

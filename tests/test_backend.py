@@ -220,7 +220,13 @@ def test_the_typed_contract_is_the_table():
     }
     methods = {
         family: {method.name: method for method in classes[name].body if hasattr(method, "args")}
-        for family, name in (("nchw", "Family"), ("nc", "Family"), ("running", "Running"))
+        for family, name in {
+            "nchw": "Channels",
+            "nc": "Channels",
+            "rows": "Rows",
+            "cols": "Cols",
+            "running": "Running",
+        }.items()
     }
     assert {(family, name) for family in methods for name in methods[family]} == {
         (kernel.family, kernel.name) for kernel in KERNELS
@@ -229,5 +235,6 @@ def test_the_typed_contract_is_the_table():
         names = [argument.arg for argument in methods[kernel.family][kernel.name].args.posonlyargs]
         sizes = SIZES[kernel.family]
         named = [name for name in kernel.arguments if name not in sizes]
-        generic = [name for name in names[1:] if not (sizes and name in ("a", "b", "c"))]
+        generic = [name for name in names[1:] if name not in ("first", "second", "third")]
         assert generic == named
+        assert len(names[1:]) - len(generic) == len(sizes)

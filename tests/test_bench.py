@@ -12,14 +12,13 @@ from matplotlib.image import imread
 from bench import __main__ as program
 from bench import cases, engines, limits, measure, problem, targets
 from bench.cases import Case, crops, table
-from normcore import reference
+from normcore.reference_kernels import FAMILIES, NCHW
 
 TINY = (
     Case("tiny", (2, 3, 8, 9), 1, crops, target=True),
     Case("tiny-last", (2, 8, 9, 3), 3, crops),
     Case("tiny-nc", (40, 5), 1, table),
 )
-PASSES = {"nchw": reference.NCHW, "nc": reference.NC}
 
 each_tiny = pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
 
@@ -38,9 +37,9 @@ def backends():
 def engine_with(**wrong):
     """The NumPy backend with some passes of nchw replaced."""
     names = [kernel.name for kernel in problem.kernels_of("nchw")]
-    passes = {name: wrong.get(name, getattr(reference.NCHW, name)) for name in names}
+    passes = {name: wrong.get(name, getattr(NCHW, name)) for name in names}
     return engines.Normcore(
-        "broken", SimpleNamespace(nchw=SimpleNamespace(**passes), nc=reference.NC)
+        "broken", SimpleNamespace(**{**FAMILIES, "nchw": SimpleNamespace(**passes)})
     )
 
 
@@ -81,7 +80,7 @@ def test_oracle_by_blocks_is_the_oracle(case, monkeypatch):
         found = made.reference(kernel)
         exact = {name: np.empty(values.size) for name, values in found.items()}
         given = {**made.arguments, **exact}
-        whole = getattr(PASSES[made.family], kernel.name)
+        whole = getattr(FAMILIES[made.family], kernel.name)
         whole(*(given[name] for name in kernel.arguments))
         for name, values in exact.items():
             np.testing.assert_allclose(found[name], values, rtol=1e-12, atol=1e-12)
@@ -128,23 +127,23 @@ def test_peers_compute_the_same(case, name):
 
 
 def slightly_off(y, *rest):
-    reference.NCHW.forward(y, *rest)
+    NCHW.forward(y, *rest)
     y *= np.float32(1 + 1e-5)
 
 
 def one_missing(y, *rest):
     kept = y[7]
-    reference.NCHW.forward(y, *rest)
+    NCHW.forward(y, *rest)
     y[7] = kept
 
 
 def writes_to_x(y, mean, var, rstd, x, *rest):
-    reference.NCHW.forward(y, mean, var, rstd, x, *rest)
+    NCHW.forward(y, mean, var, rstd, x, *rest)
     x[0] += 1
 
 
 def float32_statistics(y, mean, *rest):
-    reference.NCHW.forward(y, mean, *rest)
+    NCHW.forward(y, mean, *rest)
     mean[:] = mean.astype(np.float32)
 
 

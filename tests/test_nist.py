@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_cases import Backend, backends
+from kernel_cases import BACKENDS, Backend
 
 FOLDER = Path(__file__).parent / "nist"
 DIGITS = 14
@@ -98,7 +98,7 @@ def test_data_has_the_certified_statistics(dataset: Dataset) -> None:
 
 
 @SETS
-@pytest.mark.parametrize("backend", backends(), ids=str)
+@BACKENDS
 @pytest.mark.parametrize("family", ["nchw", "nc"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("repeats", [1, 40])

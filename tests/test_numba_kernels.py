@@ -1,4 +1,4 @@
-"""What is particular to the Numba kernels: vectors, flags, cache, the serial twin."""
+"""What is particular to the Numba kernels: the serial twin, flags, imports, cache."""
 
 import os
 import subprocess
@@ -6,71 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from normcore.kernels.intrinsics import (
-    LANES,
-    cast,
-    first,
-    load,
-    load_part,
-    memory,
-    muladd,
-    store,
-    store_part,
-    stream,
-    sum_lanes,
-)
-from normcore.kernels.jit import block
+from kernel_cases import KERNEL, Case, arguments, backends, layout
+from kernel_errors import outputs
 
-from normcore.kernels import nc, nchw, running, table
+from normcore.kernels import cols, nc, nchw, rows, running, table
 
-MODULES = {"nchw": nchw, "nc": nc, "running": running}
-
-
-@block
-def _copy(y, x, length, streaming):
-    y, x = memory(y), memory(x)
-    whole = length // LANES * LANES
-    for i in range(0, whole, LANES):
-        if streaming:
-            stream(y, i, load(x, i))
-        else:
-            store(y, i, load(x, i))
-    store_part(y, whole, length - whole, load_part(x, whole, length - whole))
-
-
-@block
-def _sum_of_squares(x, length):
-    v = cast(first(load(x, 0), length), 0.0) - 1.0
-    return sum_lanes(muladd(v, v, 0.0))
-
-
-def _lined_up(size, dtype):
-    memory_ = np.zeros(size + 64, dtype)
-    gap = -memory_.ctypes.data % 64 // memory_.itemsize
-    return memory_[gap : gap + size]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_stores_write_exactly_their_elements(dtype, streaming):
-    x = np.arange(1, 54, dtype=dtype)
-    x.flags.writeable = False
-    y = _lined_up(80, dtype)
-    _copy(y, x, 53, streaming)
-    np.testing.assert_array_equal(y[:53], x)
-    np.testing.assert_array_equal(y[53:], 0)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_lanes_beyond_k_count_as_zero(dtype):
-    x = np.full(LANES, np.nan, dtype)
-    x[:3] = 2, 3, 4
-    assert _sum_of_squares(x, 3) == 1 + 4 + 9 + (LANES - 3)
-
-
-def test_streaming_stores_are_non_temporal():
-    _copy(_lined_up(64, np.float32), np.ones(64, np.float32), 53, True)
-    assert all("!nontemporal" in ir for ir in _copy.inspect_llvm().values())
+MODULES = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols, "running": running}
 
 
 @pytest.mark.parametrize(
@@ -86,44 +27,34 @@ def test_arguments_and_twins_follow_the_table(kernel):
     assert "parallel" not in found.serial.targetoptions
 
 
-@pytest.mark.parametrize(("family", "sizes"), [("nchw", (4, 3, 50)), ("nc", (2, 40, 19))])
+FEW = [("nchw", (4, 3, 50)), ("nc", (2, 40, 19)), ("rows", (40, 19)), ("cols", (2, 40, 19))]
+
+
+@pytest.mark.parametrize(("family", "sizes"), FEW)
 def test_serial_twin_and_thread_counts_give_the_same_bits(family, sizes):
-    kernels = MODULES[family]
-    channels = sizes[1] if family == "nchw" else sizes[2]
-    cells = channels if family == "nchw" else sizes[0] * channels
-    x = np.random.default_rng(0).normal(1e4, 1, sizes).astype(np.float32).ravel()
-    weight = np.linspace(-1, 1, channels, dtype=np.float32)
+    # As `normcore.numba_kernels` calls them: flat arrays, float64 parameters.
+    forward = MODULES[family].forward
+    case = Case(family, sizes, offset=1e4)
     results = []
-    for kernel, threads in (
-        (kernels.forward, 1),
-        (kernels.forward, 2),
-        (kernels.forward, 5),
-        (kernels.forward.serial, 2),
-    ):
-        y, statistics = np.empty_like(x), np.empty((3, cells))
-        kernel(y, *statistics, x, weight, None, 1e-5, *sizes, threads)
-        results.append((y.tobytes(), statistics.tobytes()))
-    assert len(set(results)) == 1
+    for kernel, threads in ((forward, 1), (forward, 2), (forward, 5), (forward.serial, 2)):
+        values = arguments(case, threads=threads)
+        values |= {name: values[name].astype(np.float64) for name in ("weight", "bias")}
+        kernel(*(values[name] for name in KERNEL[family, "forward"].arguments))
+        results.append([values[name].tobytes() for name in KERNEL[family, "forward"].outputs])
+    assert results[0] == results[1] == results[2] == results[3]
 
 
-@pytest.mark.parametrize(("family", "sizes"), [("nchw", (4, 3, 50)), ("nc", (1, 200, 3))])
+@pytest.mark.parametrize(("family", "sizes"), FEW)
 def test_a_wide_channel_does_not_change_its_neighbours(family, sizes):
-    kernels = MODULES[family]
-    axis = 1 if family == "nchw" else 2
-    x = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
-    index = [slice(None)] * 3
-    index[axis] = 1
-    loud = x.copy()
-    loud[tuple(index)] *= np.float32(3e37)
-    results = []
-    for array in (x, loud):
-        y = np.empty(array.size, np.float32)
-        kernels.forward.serial(y, *np.empty((3, 3)), array.ravel(), None, None, 1e-5, *sizes, 1)
-        results.append(y.reshape(sizes))
-    assert np.isfinite(results[1]).all()
-    np.testing.assert_allclose(results[1][tuple(index)], results[0][tuple(index)], atol=3e-5)
-    index[axis] = [0, 2]
-    np.testing.assert_array_equal(results[1][tuple(index)], results[0][tuple(index)])
+    case = Case(family, sizes, weight=None, bias=None, threads=2)
+    [numba] = [backend for backend in backends() if backend.name == "numba"]
+    hit = layout(case).statistic == 1
+    x = arguments(case)["x"]
+    loud = np.where(hit, x * np.float32(3e37), x)
+    quiet, found = (outputs(numba, case, x=array)["forward y"] for array in (x, loud))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[hit], quiet[hit], atol=3e-5)
+    np.testing.assert_array_equal(found[~hit], quiet[~hit])
 
 
 def _run(code, **environment):
@@ -138,9 +69,9 @@ def _run(code, **environment):
 
 def test_import_compiles_nothing():
     code = (
-        "from normcore.kernels import nchw, nc, running\n"
+        "from normcore.kernels import cols, nc, nchw, rows, running\n"
         "print(sum(len(k.signatures) + len(k.serial.signatures)\n"
-        "          for m in (nchw, nc) for k in (m.moments, m.apply, m.forward, m.backward)),\n"
+        "          for m in (nchw, nc, rows, cols) for k in (m.forward, m.backward)),\n"
         "      len(running.update.signatures))"
     )
     assert _run(code).split() == ["0", "0"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_cases import TOLERANCE, Backend, backends, error
+from kernel_cases import BACKENDS, Backend
+from kernel_truth import TOLERANCE, error
 
-BACKENDS = pytest.mark.parametrize("backend", backends(), ids=str)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 

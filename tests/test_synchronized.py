@@ -128,6 +128,18 @@ def test_update_bn_counts_what_masks_keep(backend):
     assert bn.num_batches_tracked == 2
 
 
+def test_update_bn_keeps_bad_channels_out_if_asked(backend):
+    data = np.random.default_rng(0).normal(3, 2, (20, 4))
+    data[7, 2] = np.nan
+    skips, poisoned = (nc.BatchNorm1d(4, skip_nonfinite=skip) for skip in (True, False))
+    nc.update_bn([skips, poisoned], np.split(data, 2), lambda x: (skips(x), poisoned(x)))
+    assert np.isnan(poisoned.running_mean).tolist() == [False, False, True, False]
+    assert (skips.running_mean[2], skips.running_var[2]) == (0, 1)
+    for name in ("running_mean", "running_var"):
+        clean = np.delete(getattr(poisoned, name), 2)
+        np.testing.assert_array_equal(np.delete(getattr(skips, name), 2), clean)
+
+
 def test_update_bn_leaves_all_as_it_was_after_an_error():
     data = np.random.default_rng(0).normal(3, 2, (20, 4)).astype(np.float32)
     bn, other = nc.BatchNorm1d(4).eval(), nc.BatchNorm1d(4)

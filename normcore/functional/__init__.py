@@ -4,8 +4,10 @@
 `torch.nn.functional`; `batch_renorm` is batch renormalization. Each has the two halves that a
 training loop needs, ``<name>_forward`` (y and the statistics) and ``<name>_backward`` (the
 gradients). `add_layer_norm` and `add_rms_norm` add before they normalize, and return y and the
-sum. x may lie in memory in any way; channels-first and channels-last arrays are read without a
-copy, whatever `axis` is. Layers with state are in `normcore`.
+sum. `ghost_batch_norm_forward` normalizes a few samples at a time; `batch_norm_backward_reduce` and
+`batch_norm_backward_apply` are for batches that come in parts. x may lie in memory in any way;
+channels-first and channels-last arrays are read without a copy, whatever `axis` is. Layers with
+state are in `normcore`.
 
 x is float32, float64, float16 or bfloat16 (of ml_dtypes); weight, bias and running statistics are
 float32 or float64, whatever x is. Statistics are float64, from shifted two-pass sums, so that an
