@@ -1,5 +1,7 @@
 """Group norm: groups, wrong arguments, identities, PyTorch as oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 from arrays import assert_close
@@ -71,6 +73,23 @@ def test_axes_of_one_element(backend, shape):
                 layout = np.moveaxis(layout, 1, axis)
             y = np.moveaxis(group_norm(layout, 1, axis=axis), axis, 1)
             np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_every_memory_order(backend):
+    x = np.random.default_rng(0).standard_normal((2, 4, 1, 6))
+    for order in itertools.permutations(range(4)):
+        lying = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        for axis, groups in ((1, 2), (2, 1), (3, 3)):
+            y, mean, rstd = group_norm_forward(lying, groups, axis=axis)
+            first = np.moveaxis(x, axis, 1)
+            grouped = first.reshape(2, groups, -1)
+            expected = grouped - grouped.mean(-1, keepdims=True)
+            expected /= np.sqrt(grouped.var(-1, keepdims=True) + 1e-5)
+            found = np.moveaxis(y, axis, 1)
+            np.testing.assert_allclose(found, expected.reshape(first.shape), rtol=1e-12, atol=1e-14)
+            dx = group_norm_backward(x, lying, mean, rstd, groups, axis=axis).dx
+            plain = group_norm_backward(x, x, mean, rstd, groups, axis=axis).dx
+            np.testing.assert_allclose(dx, plain, rtol=1e-10, atol=1e-12)
 
 
 def test_channels_first_is_channels_last(backend):

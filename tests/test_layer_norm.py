@@ -39,6 +39,23 @@ def test_every_choice_of_axes(backend):
             np.testing.assert_allclose(dweight, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_every_memory_order(backend):
+    x = np.random.default_rng(0).standard_normal((2, 3, 1, 4))
+    subsets = [c for n in range(1, 5) for c in itertools.combinations(range(4), n)]
+    for order in itertools.permutations(range(4)):
+        lying = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        for axes in subsets:
+            shape = [x.shape[i] for i in axes]
+            y, mean, rstd = layer_norm_forward(lying, shape, axis=axes)
+            deviation = x - x.mean(axes, keepdims=True)
+            expected = deviation / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-12, atol=1e-14)
+            dx = layer_norm_backward(x, lying, mean, rstd, shape, axis=axes).dx
+            plain = layer_norm_backward(x, x, mean, rstd, shape, axis=axes).dx
+            np.testing.assert_allclose(dx, plain, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("axes", [-1, 2, (2,), [-1], np.int64(2)])
 def test_spellings_of_an_axis(axes):
     expected = layer_norm(X, 5)
