@@ -1,7 +1,7 @@
 # What every Cython kernel module shares: argument checks, and parameters of either precision.
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.math cimport isfinite, sqrt
+from libc.math cimport fabs, isfinite, sqrt
 from libc.string cimport memchr, memcpy, memset
 
 cimport numpy as cnp
@@ -56,7 +56,7 @@ cdef int check(cnp.ndarray a, str name, Py_ssize_t size) except -1:
 cdef int check_real(cnp.ndarray a, str name, Py_ssize_t size, int typenum) except -1:
     check(a, name, size)
     if cnp.PyArray_TYPE(a) != typenum:
-        refuse(name, cnp.PyArray_DescrFromType(typenum), a.dtype)
+        refuse(name, f"dtype {cnp.PyArray_DescrFromType(typenum)}", a.dtype)
     return 0
 
 

@@ -76,12 +76,16 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
         ptrdiff_t j = 0;
         SUM_COLUMNS(4)
         SUM_COLUMNS(1)
-        for (; j < block->cols; j++)
+        for (; j < block->cols; j++) {
+            double total = 0.0, squares = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
-                double d = GET(x + i * block->cols + j) - shift[j];
-                sum[j] += d;
-                square[j] += d * d;
+                const double d = GET(x + i * block->cols + j) - shift[j];
+                total += d;
+                squares += d * d;
             }
+            sum[j] += total;
+            square[j] += squares;
+        }
     }
 }
 
@@ -130,14 +134,19 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
         ptrdiff_t j = 0;
         SUM_GRADS(GRAD_VECTORS)
         SUM_GRADS(1)
-        for (; j < block->cols; j++)
+        for (; j < block->cols; j++) {
+            double total = 0.0, products = 0.0, deviations = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
-                double g = GET(dy + i * block->cols + j);
-                double d = GET(x + i * block->cols + j) - mean[j];
-                sum[j] += g;
-                product[j] += g * d;
-                rest[j] += d;
+                const double g = GET(dy + i * block->cols + j);
+                const double d = GET(x + i * block->cols + j) - mean[j];
+                total += g;
+                products += g * d;
+                deviations += d;
             }
+            sum[j] += total;
+            product[j] += products;
+            rest[j] += deviations;
+        }
     }
 }
 

@@ -94,6 +94,8 @@ cdef int launch(
     check_threads(threads)
     if job.cells > 0 and c % job.merged != 0:
         refuse("mean", f"{b} times a size that divides {c}", job.statistics)
+    if job.parameters < c:
+        refuse("weight", f"{c} elements", job.parameters)
     give_mask(job, mask, b, m, c)
     if job.size == 0:
         return 0

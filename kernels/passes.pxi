@@ -104,12 +104,19 @@ cdef inline const char *residual_at(Job *job, Py_ssize_t at) noexcept nogil:
 
 
 cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
-    # Sum k of a statistic, over its channels in order.
-    cdef Py_ssize_t i, first = statistic * job.merged
-    cdef double total = job.sums[k * job.cells + first]
-    for i in range(first + 1, first + job.merged):
-        total += job.sums[k * job.cells + i]
-    return total
+    # Sum k of a statistic, over its channels in order; compensated (Neumaier), because a group may
+    # have thousands: without, var of 4099 was off by 4.2e-15.
+    cdef const double *sums = job.sums + k * job.cells + statistic * job.merged
+    cdef double total = sums[0], lost = 0.0, new
+    cdef Py_ssize_t i
+    for i in range(1, job.merged):
+        new = total + sums[i]
+        if fabs(total) >= fabs(sums[i]):
+            lost += (total - new) + sums[i]
+        else:
+            lost += (sums[i] - new) + total
+        total = new
+    return total + lost if isfinite(lost) else total
 
 
 cdef void share_shift(Job *job, Py_ssize_t statistic, double shift) noexcept nogil:

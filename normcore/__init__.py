@@ -1,8 +1,9 @@
 """Normalization layers on NumPy arrays at the memory limit of the CPU.
 
-`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` are layers with PyTorch's names and state;
-`functional` has the same without state. `set_backend` and `set_num_threads` choose what runs;
-`show_config` prints it.
+`BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `LayerNorm`, `RMSNorm`, `GroupNorm`, `InstanceNorm1d`,
+`InstanceNorm2d` and `InstanceNorm3d` are layers with PyTorch's names and state, `BatchRenorm1d`,
+`BatchRenorm2d` and `BatchRenorm3d` batch norm's renormalizing kin; `functional` has the same
+without state. `set_backend` and `set_num_threads` choose what runs; `show_config` prints it.
 """
 
 from . import functional
@@ -17,13 +18,38 @@ from .backend import (
     warmup,
 )
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batchrenorm import (
+    PAPER_D_MAX,
+    PAPER_R_MAX,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    LinearSchedule,
+)
+from .groupnorm import GroupNorm
+from .instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from .layernorm import LayerNorm, RMSNorm
+from .stats import ChannelStats, update_bn
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PAPER_D_MAX",
+    "PAPER_R_MAX",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "ChannelStats",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LinearSchedule",
+    "RMSNorm",
     "__version__",
     "functional",
     "get_backend",
@@ -32,6 +58,7 @@ __all__ = [
     "set_backend",
     "set_num_threads",
     "show_config",
+    "update_bn",
     "use_backend",
     "warmup",
 ]

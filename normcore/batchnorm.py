@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import check
-from .functional.batch import batch_norm, batch_norm_backward, batch_norm_forward, train
-from .layer import Layer, LayerGradients, Saved
+from .functional.batch import train
+from .functional.ghost import (
+    ghost_batch_norm_activation_backward,
+    ghost_batch_norm_backward,
+    train_chunks,
+)
+from .functional.gradients import Gradients
+from .layer import Saved
+from .running import RunningLayer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from .stats import ChannelStats
+
 Array = np.ndarray[Any, Any]
 
 
-class BatchNorm(Layer):
+class BatchNorm(RunningLayer):
     """What `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` have in common.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, for each channel.
+    y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), for each channel.
 
     Training normalizes by the mean and population variance of the batch and moves the running
     statistics towards them (towards the unbiased variance); evaluation normalizes by the running
@@ -43,9 +51,16 @@ class BatchNorm(Layer):
     axis : int, optional
         The channel axis: 1 for channels-first, -1 for channels-last.
     dtype : dtype, optional
-        Of parameters and running statistics, float32 or float64. x may be the other one.
+        Of parameters and running statistics, float32 or float64. x may be another one.
     skip_nonfinite : bool, optional
         Leave the running statistics of a channel alone where the batch's are NaN or infinite.
+    activation : {None, "relu", "relu6", "leaky_relu", "silu", "gelu"}, optional
+        Fused into the same pass over memory; as in `normcore.functional.batch_norm`.
+    virtual_batch_size : int, optional
+        Ghost batch normalization: in training, normalize this many samples at a time, each chunk
+        by statistics of its own; `normcore.functional.ghost_batch_norm_forward` says how. To the
+        running statistics (with ``momentum=None`` above all) and to ``num_batches_tracked`` every
+        chunk is a batch. Evaluation ignores it.
 
     Raises
     ------
@@ -58,9 +73,6 @@ class BatchNorm(Layer):
     those of PyTorch's layers.
     """
 
-    ranks: tuple[int, ...]
-    """How many axes x may have."""
-
     def __init__(
         self,
         num_features: int,
@@ -72,201 +84,68 @@ class BatchNorm(Layer):
         axis: int = 1,
         dtype: DTypeLike = np.float32,
         skip_nonfinite: bool = False,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
-        self.num_features = check.size("num_features", num_features)
-        self.eps = check.eps(eps)
-        self.momentum = None if momentum is None else check.momentum(momentum)
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
-        self.axis = check.layer_axis(axis, max(self.ranks))
-        self.dtype = check.layer_dtype(dtype)
-        self.skip_nonfinite = bool(skip_nonfinite)
-        self.weight = np.ones(num_features, self.dtype) if affine else None
-        self.bias = np.zeros(num_features, self.dtype) if affine else None
-        self.running_mean = np.zeros(num_features, self.dtype) if track_running_stats else None
-        self.running_var = np.ones(num_features, self.dtype) if track_running_stats else None
-        self.num_batches_tracked = np.zeros((), np.int64) if track_running_stats else None
-
-    def __call__(self, x: ArrayLike, out: Array | None = None) -> Array:
-        """The same as `forward`."""
-        return self.forward(x, out)
-
-    def forward(self, x: ArrayLike, out: Array | None = None) -> Array:
-        """Normalize x: by the statistics of the batch in training, else by the running ones.
-
-        Parameters
-        ----------
-        x : array_like
-            float32 or float64, with ``num_features`` channels along ``axis``. In training mode
-            the layer refers to x until the next forward, for `backward`: do not change it.
-        out : ndarray, optional
-            Receives y. May be x; in training `backward` then needs a copy of x.
-
-        Returns
-        -------
-        y : ndarray
-            Shape, dtype and memory layout of x; `out` if that is given.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `normcore.functional.batch_norm`. The layer is then as it was.
-        """
-        x = self._input(x)
-        if self._by_batch():
-            return self._forward_by_batch(x, out)
-        y = batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            False,
-            0.0,
-            self.eps,
-            axis=self.axis,
-            out=out,
+        super().__init__(
+            *(num_features, eps, momentum, affine, track_running_stats),
+            *(axis, dtype, skip_nonfinite, activation),
         )
-        if self.training:
-            self._saved = Saved(_kept(x, out), *self._running(), False)
-        return y
+        self.virtual_batch_size = None
+        if virtual_batch_size is not None:
+            self.virtual_batch_size = check.size("virtual_batch_size", virtual_batch_size)
+        self._pool: ChannelStats | None = None
 
-    def _forward_by_batch(self, x: Array, out: Array | None) -> Array:
+    def _observed(self, x: Array, mask: Any) -> bool:
+        if self._pool is not None:  # for `normcore.update_bn`
+            self._pool.update(x, mask=mask)
+        return self.training and self._pool is None
+
+    def _train(
+        self, x: Array, out: Array | None, residual: Array | None, mask: Any, update: bool
+    ) -> tuple[Array, Saved]:
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        with self._lock if self.training else nullcontext():
-            if self.training and self.num_batches_tracked is not None:
-                running = (self.running_mean, self.running_var, self.num_batches_tracked)
-                if self.momentum is None:
-                    momentum = 1 / (int(self.num_batches_tracked) + 1)
-            y, mean, rstd = train(
-                x,
-                self.weight,
-                self.bias,
-                *running,
-                momentum,
-                self.eps,
-                self.axis,
-                out,
-                self.skip_nonfinite,
+        if update:
+            running = (self.running_mean, self.running_var, self.num_batches_tracked)
+        if self.virtual_batch_size is not None and self.training:
+            y, mean, rstd = train_chunks(
+                *(x, self.virtual_batch_size, self.weight, self.bias, *running, self.momentum),
+                *(self.eps, self.axis, out, self.skip_nonfinite, mask, residual, self.activation),
             )
-            if self.training:
-                self._saved = Saved(_kept(x, out), mean, rstd, True)
-        return y
-
-    def backward(
-        self, dy: ArrayLike, x: ArrayLike | None = None, out: Array | None = None
-    ) -> LayerGradients:
-        """Gradients of the last training-mode forward, or of an evaluation-mode forward of x.
-
-        Parameters
-        ----------
-        dy : array_like
-            Gradient of the loss with respect to y.
-        x : array_like, optional
-            The input of the forward. Needed in evaluation mode, where a forward keeps nothing,
-            and if the forward wrote y over x.
-        out : ndarray, optional
-            Receives dx. May be dy or x.
-
-        Returns
-        -------
-        LayerGradients
-            ``(dx, dweight, dbias)``; the last two are None if the layer is not affine, or is
-            frozen with ``freeze(affine=True)``.
-
-        Raises
-        ------
-        RuntimeError
-            If x is needed and not given.
-        TypeError, ValueError
-            As in `normcore.functional.batch_norm_backward`.
-        """
-        saved = self._saved if self.training else None
-        if saved is None:
-            if x is None:
-                raise RuntimeError(
-                    "backward: no training-mode forward to differentiate; evaluation keeps no "
-                    "input, so pass it: backward(dy, x)"
-                )
-            x = self._input(x)
-            saved = self._statistics_of(x)
-        elif x is None:
-            x = saved.x
-            if x is None:
-                raise RuntimeError(
-                    "backward: x was overwritten by forward(x, out=x); pass a copy of it made "
-                    "before: backward(dy, x)"
-                )
         else:
-            x = self._input(x)
-        gradients = batch_norm_backward(
-            dy,
-            x,
-            saved.mean,
-            saved.rstd,
-            self.weight,
-            training=saved.batch_statistics,
-            axis=self.axis,
-            out=out,
-        )
-        if self.weight is None or self._frozen_affine:
-            return LayerGradients(gradients.dx, None, None)
-        return LayerGradients(*gradients)
-
-    def _by_batch(self) -> bool:
-        """Does a forward use the statistics of the batch now?"""
-        return (self.training and not self._frozen) or self.running_mean is None
-
-    def _running(self) -> tuple[Array, Array]:
-        """Mean and rstd of the running statistics, as they are now."""
-        if self.running_mean is None or self.running_var is None:
-            raise RuntimeError(f"{type(self).__name__} has no running statistics")
-        mean, var = self.running_mean.astype(np.float64), self.running_var.astype(np.float64)
-        return mean, 1 / np.sqrt(var + self.eps)
-
-    def _statistics_of(self, x: Array) -> Saved:
-        """What a training-mode forward of x would have kept."""
-        if self._by_batch():
-            _, mean, rstd = batch_norm_forward(x, eps=self.eps, axis=self.axis)
-            return Saved(x, mean, rstd, True)
-        return Saved(x, *self._running(), False)
-
-    def _input(self, x: Any) -> Array:
-        found: Array = check.array("x", x)
-        shape = found.shape
-        if found.ndim not in self.ranks:
-            expected = " or ".join(f"{rank}-D" for rank in self.ranks)
-            raise ValueError(
-                f"x: {type(self).__name__} expects a {expected} array, got shape {shape}"
+            y, mean, rstd = train(
+                *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
+                *(self.skip_nonfinite, mask, residual, self.activation),
             )
-        axis = self.axis
-        if not -found.ndim <= axis < found.ndim or shape[axis] != self.num_features:
-            raise ValueError(
-                f"x: expected {self.num_features} channels along axis {axis}, got shape {shape}"
+        return y, self._save(x, out, residual, mask, mean, rstd, True)
+
+    def _activation_gradient(
+        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
+    ) -> Array:
+        if saved.mean.ndim == 2:  # of each chunk
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_activation_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight, self.bias),
+                activation=self.activation,
+                residual=saved.residual,
+                axis=self.axis,
+                out=out,
             )
-        return found
+        return super()._activation_gradient(dy, x, saved, out)
 
-    def __repr__(self) -> str:
-        extra = "".join(
-            f", {name}={value}"
-            for name, value, default in (
-                ("axis", self.axis, 1),
-                ("dtype", self.dtype.name, "float32"),
-                ("skip_nonfinite", self.skip_nonfinite, False),
+    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        if saved.mean.ndim == 2:
+            assert self.virtual_batch_size is not None
+            return ghost_batch_norm_backward(
+                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight),
+                axis=self.axis,
+                out=out,
+                mask=saved.mask,
             )
-            if value != default
-        )
-        return (
-            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}{extra})"
-        )
+        return super()._gradients(dy, x, saved, out)
 
-
-def _kept(x: Array, out: Array | None) -> Array | None:
-    return x if out is None or not np.may_share_memory(x, out) else None
+    def _further(self) -> list[tuple[str, Any, Any]]:
+        return [*super()._further(), ("virtual_batch_size", self.virtual_batch_size, None)]
 
 
 class BatchNorm1d(BatchNorm):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from .view import View, empty, flat
+from .kernels import table
+from .view import Lying, empty, flat
 
 Array = ndarray[Any, Any]
 
@@ -21,9 +22,23 @@ Array = ndarray[Any, Any]
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
+STORED = ("float32", "float64", "float16", "bfloat16")
+"""Names of the dtypes of x. bfloat16 is that of ml_dtypes, which is never imported here."""
+
 
 def array(name: str, values: Any) -> Array:
-    """A plain float32 or float64 array."""
+    """A plain array of a dtype that kernels load and store."""
+    found: Array = values if type(values) is ndarray else plain(name, values)
+    dtype = found.dtype
+    if dtype is not FLOAT32 and dtype is not FLOAT64 and dtype.type.__name__ not in STORED:
+        raise TypeError(
+            f"{name}: expected dtype {', '.join(STORED[:-1])} or {STORED[-1]}, got {dtype}"
+        )
+    return found
+
+
+def floats(name: str, values: Any) -> Array:
+    """A plain float32 or float64 array, as parameters and statistics are."""
     found: Array = values if type(values) is ndarray else plain(name, values)
     dtype = found.dtype
     if dtype is not FLOAT32 and dtype is not FLOAT64 and dtype.type not in (np.float32, np.float64):
@@ -99,7 +114,7 @@ def is_plain(values: Array) -> bool:
 def _readable(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     if values is None:
         raise ValueError(f"{name}: expected an array of shape {shape}, got None")
-    values = array(name, values)
+    values = floats(name, values)
     if values.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {values.shape}")
     return np.require(values, values.dtype.newbyteorder("="), ["C", "A"])
@@ -116,7 +131,7 @@ def running(name: str, values: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(
             f"{name}: expected a NumPy array to update in place, got {type(values).__name__}"
         )
-    array(name, values)
+    floats(name, values)
     if values.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {values.shape}")
     if not values.flags.writeable:
@@ -155,23 +170,32 @@ def eps(value: Any) -> float:
     """A positive finite number."""
     if type(value) is float and 0.0 < value < math.inf:
         return value
-    number = _number("eps", value)
-    if not 0.0 < number < math.inf:
+    found = number("eps", value)
+    if not 0.0 < found < math.inf:
         raise ValueError(f"eps: expected a positive finite number, got {value!r}")
-    return number
+    return found
 
 
 def momentum(value: Any) -> float:
     """A number from 0 to 1."""
     if type(value) is float and 0.0 <= value <= 1.0:
         return value
-    number = _number("momentum", value)
-    if not 0.0 <= number <= 1.0:
+    found = number("momentum", value)
+    if not 0.0 <= found <= 1.0:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {value!r}")
-    return number
+    return found
 
 
-def _number(name: str, value: Any) -> float:
+def activation(name: Any) -> int:
+    """The number that kernels take for the name of an activation, or for None."""
+    if isinstance(name, str | None) and name in table.ACTIVATIONS:
+        return table.ACTIVATIONS[name]
+    names = ", ".join(map(repr, table.ACTIVATIONS))
+    raise ValueError(f"activation: expected one of {names}, got {name!r}")
+
+
+def number(name: str, value: Any) -> float:
+    """A number."""
     if isinstance(value, str):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
@@ -180,7 +204,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
 
 
-def destination(out: Array | None, x: Array, view: View, *reads: Array | None) -> Array:
+def destination(out: Array | None, x: Array, view: Lying, *reads: Array | None) -> Array:
     """The array that a kernel writes: `out` if it lies in memory like x, else a fresh one.
 
     Parameters

@@ -26,7 +26,7 @@ class LoadResult(NamedTuple):
 
 
 class LayerGradients(NamedTuple):
-    """What a layer's backward returns."""
+    """What a layer's `backward` returns."""
 
     dx: Array
     """Gradient of the loss with respect to x; shape and dtype of x."""
@@ -34,6 +34,19 @@ class LayerGradients(NamedTuple):
     """Gradient with respect to weight; None if there is none, or it is frozen."""
     dbias: Array | None
     """Gradient with respect to bias; None likewise."""
+
+
+class ResidualGradients(NamedTuple):
+    """What a layer's `backward_residual` returns."""
+
+    dx: Array
+    """Gradient of the loss with respect to x; shape and dtype of x."""
+    dweight: Array | None
+    """Gradient with respect to weight; None if there is none, or it is frozen."""
+    dbias: Array | None
+    """Gradient with respect to bias; None likewise."""
+    dresidual: Array
+    """Gradient with respect to residual; dy itself where there is neither activation nor mask."""
 
 
 class Saved(NamedTuple):
@@ -45,6 +58,14 @@ class Saved(NamedTuple):
     rstd: Array
     batch_statistics: bool
     """Are mean and rstd those of the batch, not constants?"""
+    mask: Any = None
+    residual: Array | None = None
+    """Kept only for an activation, whose slope depends on it."""
+    residual_lost: bool = False
+    """Did the forward write y over a residual that the backward needs?"""
+    r: Array | None = None
+    """Factor and shift of a batch renormalization."""
+    d: Array | None = None
 
 
 class Layer:
@@ -100,32 +121,67 @@ class Layer:
         """Are the running statistics frozen?"""
         return self._frozen
 
-    def freeze(self: Self, affine: bool = False) -> Self:
-        """Use and never update the running statistics, in training mode too; return self.
+    @property
+    def frozen_affine(self) -> bool:
+        """Are weight and bias frozen?"""
+        return self._frozen_affine
+
+    def freeze(self: Self, affine: bool = False, *, statistics: bool = True) -> Self:
+        """Hold running statistics, or weight and bias, or both still; return self.
+
+        What is frozen stays so through `train`, `eval`, `load_state_dict` and a later `freeze`
+        of the other; `unfreeze` undoes it.
 
         Parameters
         ----------
         affine : bool, optional
-            Hold weight and bias still too: backward then returns None for their gradients.
+            Freeze weight and bias: backward returns None for their gradients.
+        statistics : bool, optional
+            Use and never update the running statistics, in training mode too.
 
         Raises
         ------
         ValueError
-            If the layer has no running statistics.
+            If statistics are to be frozen and the layer has none, or if there is nothing else to
+            freeze.
+
+        Examples
+        --------
+        >>> import normcore as nc
+        >>> bn = nc.BatchNorm2d(3).freeze(statistics=False, affine=True)
+        >>> bn.frozen, bn.frozen_affine
+        (False, True)
+        >>> bn.freeze().train().unfreeze(affine=False).frozen_affine
+        True
         """
-        if self.running_mean is None:
+        if statistics and self.running_mean is None:
             raise ValueError(
-                f"freeze: {type(self).__name__} has no running statistics to normalize by "
-                "(track_running_stats=False)"
+                f"freeze: {type(self).__name__} has no running statistics to normalize by; "
+                "weight and bias alone are frozen by freeze(statistics=False, affine=True)"
             )
-        self._frozen = True
-        self._frozen_affine = bool(affine)
+        if not statistics and (not affine or (self.weight is None and self.bias is None)):
+            raise ValueError(
+                f"freeze: nothing to freeze in {type(self).__name__} with statistics={statistics}, "
+                f"affine={affine}"
+            )
+        self._frozen = self._frozen or bool(statistics)
+        self._frozen_affine = self._frozen_affine or bool(affine)
         return self
 
-    def unfreeze(self: Self) -> Self:
-        """Undo `freeze`; return self."""
-        self._frozen = self._frozen_affine = False
+    def unfreeze(self: Self, affine: bool = True, *, statistics: bool = True) -> Self:
+        """Undo `freeze`, of both or of what is named; return self."""
+        self._frozen = self._frozen and not statistics
+        self._frozen_affine = self._frozen_affine and not affine
         return self
+
+    def _returned(self, dx: Array, dweight: Array, dbias: Array) -> LayerGradients:
+        """The gradients that a backward returns: of parameters that there are and that move."""
+        still = self._frozen_affine
+        return LayerGradients(
+            dx,
+            None if still or self.weight is None else dweight,
+            None if still or self.bias is None else dbias,
+        )
 
     def _arrays(self) -> dict[str, Array]:
         found = {name: getattr(self, name) for name in self.state_names}

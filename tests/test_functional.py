@@ -232,8 +232,8 @@ OVERLAP = np.zeros(61, np.float32)
 READ_ONLY = np.zeros_like(X)
 READ_ONLY.flags.writeable = False
 WRONG = [
-    ({"x": X.astype(np.float16)}, TypeError, "x: expected dtype float32 or float64, got float16"),
-    ({"x": X.astype(int)}, TypeError, "x: expected dtype float32 or float64, got int"),
+    ({"x": X.astype(complex)}, TypeError, "x: expected dtype .* or bfloat16, got complex128"),
+    ({"x": X.astype(int)}, TypeError, "x: expected dtype float32, float64, float16 .*, got int"),
     ({"x": [[1.0], [1.0, 2.0]]}, TypeError, "x: expected an array, got list"),
     ({"x": "text"}, TypeError, "x: expected dtype"),
     ({"x": X[0, 0]}, ValueError, r"x: expected at least 2 dimensions, got shape \(5,\)"),

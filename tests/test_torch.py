@@ -103,8 +103,6 @@ def test_a_tensor_that_requires_grad_is_refused():
         nc.functional.batch_norm(x.detach(), None, None, torch.nn.Parameter(torch.ones(3)), None, 1)
 
 
-def test_half_precision_tensors_are_named():
-    with pytest.raises(TypeError, match=r"x: expected .* float16"):
-        nc.BatchNorm1d(3)(torch.ones(4, 3, dtype=torch.float16))
+def test_bfloat16_tensors_are_named():
     with pytest.raises(TypeError, match="x: expected an array, got Tensor"):
         nc.BatchNorm1d(3)(torch.ones(4, 3, dtype=torch.bfloat16))

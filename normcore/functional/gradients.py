@@ -18,3 +18,12 @@ class Gradients(NamedTuple):
     """Gradient with respect to weight, in its shape."""
     dbias: Array
     """Gradient with respect to bias, in its shape."""
+
+
+class RMSGradients(NamedTuple):
+    """What the backward of a norm without bias returns."""
+
+    dx: Array
+    """Gradient of the loss with respect to x; shape and dtype of x."""
+    dweight: Array
+    """Gradient with respect to weight, in its shape."""
