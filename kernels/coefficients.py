@@ -223,22 +223,22 @@ def put_totals(sum_dy, sum_dy_xmu, partial):
 
 
 @block
-def put_given(narrow, exact, kind, mean, rstd, weight, bias, begin, end):
-    """Forward coefficients for statistics begin to end that are given."""
+def put_given(narrow, exact, kind, mean, rstd, weight, bias):
+    """Forward coefficients for statistics that are given."""
     d, columns = kind.size // mean.size, columns_of(narrow, exact, kind)
-    for g in range(begin, end):
+    for g in range(mean.size):
         for j in range(g * d, (g + 1) * d):
             w, b = weight[j % weight.size], bias[j % bias.size]
-            put_forward(columns, j - begin * d, mean[g], 0.0, rstd[g], rstd[g] * w, b)
+            put_forward(columns, j, mean[g], 0.0, rstd[g], rstd[g] * w, b)
 
 
 @block
-def put_given_grads(narrow, exact, kind, mean, rstd, weight, sum_dy, sum_dy_xmu, count, begin, end):
-    """Backward coefficients for cells begin to end, each a statistic, whose sums are given."""
+def put_given_grads(narrow, exact, kind, mean, rstd, weight, sum_dy, sum_dy_xmu, count):
+    """Backward coefficients for cells, each a statistic, whose sums are given."""
     columns = columns_of(narrow, exact, kind)
-    for j in range(begin, end):
+    for j in range(mean.size):
         w, a, b = weight[j % weight.size], sum_dy[j] / count, sum_dy_xmu[j] / count
-        put_backward(columns, j - begin, mean[j], 0.0, rstd[j], w, a, w * a, w * b)
+        put_backward(columns, j, mean[j], 0.0, rstd[j], w, a, w * a, w * b)
 
 
 @inline

@@ -12,27 +12,27 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .coefficients import (
-    BACKWARD_ROWS,
-    FORWARD_ROWS,
-    finite_or_zero,
-    inverse_deviation,
-    is_bad_shift,
-    put_backward,
-    put_forward,
-    squares,
-)
-from .columns import column_shifts
+from .coefficients import WIDE, inverse_deviation, is_bad_shift, squares
 from .intrinsics import LANES, compute_dtype, memory
 from .jit import block, inline, kernel, slab
-from .layers import add_units, elements_of, flags_of, numbers_of, parameter, unit_count
+from .layers import (
+    add_units,
+    coefficient_memory,
+    parameter,
+    put_coefficients,
+    put_gradient,
+    unit_count,
+)
+from .optional import array_or_empty, mask_or_empty
 from .runs import is_streamed
 from .strips import (
     add_row_sums,
     apply_mixed_strip,
     apply_strip,
     grads_strip,
+    inputs_of,
     mixed_grads_strip,
+    set_shifts,
     strip_grad_sums,
     strip_sums,
 )
@@ -46,11 +46,8 @@ STRIP_MOST = 1024
 SHIFT_ROWS = 8
 """The first shift of a column is near the mean of this many of its elements."""
 
-TOTALS, SHIFT, WIDE = 0, 3, 4
+SUMS, SHIFT, FLAG = 0, 3, 4
 """Rows of a thread's memory: up to three sums of each column, its shift, whether it is wide."""
-
-KEPT = BACKWARD_ROWS
-"""The row behind the coefficients of a gradient: whether a column counts."""
 
 
 @inline
@@ -71,14 +68,9 @@ def strip_bounds(k, width, m, c):
 
 
 @inline
-def scratch(threads, rows, width, x):
-    """(sums and shifts, coefficients, those in float64) of a strip, for every thread."""
-    pitch = width + LANES  # vectors behind the last column read there
-    return (
-        np.zeros((threads, WIDE + 1, pitch)),
-        np.zeros((threads, rows, pitch), compute_dtype(x)),
-        np.zeros((threads, rows, pitch)),
-    )
+def strip_memory(threads, width):
+    """Sums, shifts and flags of the columns of a strip, for every thread."""
+    return np.zeros((threads, FLAG + 1, width + LANES))
 
 
 @inline
@@ -90,34 +82,34 @@ def is_mixed(wide, width):
     return found
 
 
-@block
-def move_shifts(work, width, m, itemsize):
+@inline
+def move_shifts(sums, shifts, pitch, width, m, lane_size):
     """Where digits were lost, the mean becomes the shift; returns whether there was one."""
     moved = False
     for j in range(width):
-        if is_bad_shift(work[TOTALS, j], work[TOTALS + 1, j], m, itemsize):
-            work[SHIFT, j] += work[TOTALS, j] / m
+        if is_bad_shift(sums[j], sums[pitch + j], m, lane_size):
+            shifts[j] += sums[j] / m
             moved = True
     return moved
 
 
-@block
+@inline
 def settle_forward(
-    mean, rstd, mask, work, narrow, exact, eps, at, width, m, centre
+    means, inverses, at, masks, masked, sums, shifts, wide, narrow, exact, pitch, eps, width, m,
+    centre
 ):  # fmt: skip
     """Statistics and coefficients of the columns of a strip, from statistic `at` on."""
-    masked = mask.size > 0
     for j in range(width):
-        counts = not masked or mask[at + j] != 0
-        s1, shift = work[TOTALS, j], work[SHIFT, j]
-        rest = s1 / m if centre and counts else 0.0
-        m2 = squares(s1, work[TOTALS + 1, j], m) if centre else work[TOTALS + 1, j]
-        shift = shift if counts else 0.0
+        counts = masks[at + j] != 0 if masked else True
+        s1, s2 = sums[j], sums[pitch + j]
+        shift, rest = (shifts[j], s1 / m) if centre and counts else (0.0, 0.0)
+        m2 = squares(s1, s2, m) if centre else s2
         inverse = inverse_deviation(m2 / m, eps) if counts else 0.0
-        rstd[at + j] = inverse
+        inverses[at + j] = inverse
         if centre:
-            mean[at + j] = shift + rest
-        put_forward(narrow, exact, work[WIDE], j, shift, rest, inverse, 1.0, 0.0)
+            means[at + j] = shift + rest
+        kind = put_coefficients(narrow, exact, pitch, j, shift, rest, inverse)
+        wide[j] = np.float64(kind == WIDE)
 
 
 @block
@@ -126,45 +118,41 @@ def forward_share(
     m, c
 ):  # fmt: skip
     """Statistics and y of the strips begin to end."""
-    streaming, centre, fused = is_streamed(y, x), mean.size > 0, residual.size > 0
-    pitch, itemsize = work.shape[1], max(4, x.itemsize)
-    to, of, more, weights, biases = memory(y), memory(x), memory(residual), memory(w), memory(b)
-    a, e, shifts = memory(narrow), memory(exact), memory(work[SHIFT])
-    sums, wide = memory(work), memory(work[WIDE])
+    streaming, centre, masked = is_streamed(y, x), mean.size > 0, mask.size > 0
+    to, of, inputs = memory(y), memory(x), inputs_of(x, residual, w, b)
+    a, e, pitch, lane_size = memory(narrow), memory(exact), work.shape[1], max(4, x.itemsize)
+    sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
+    means, inverses, masks = memory(mean), memory(rstd), memory(mask)
     for k in range(begin, end):
         bi, column, columns, start = strip_bounds(k, width, m, c)
         if centre:
-            for j in range(0, columns, LANES):
-                n = min(LANES, columns - j)
-                column_shifts(shifts, j, of, start + j, min(m, SHIFT_ROWS), c, n)
-            for j in range(columns):
-                shifts[j] = finite_or_zero(shifts[j])
+            set_shifts(shifts, of, start, min(m, SHIFT_ROWS), c, columns)
         strip_sums(sums, pitch, of, start, m, c, columns, shifts)
-        if centre and move_shifts(work, columns, m, itemsize):
+        if centre and move_shifts(sums, shifts, pitch, columns, m, lane_size):
             strip_sums(sums, pitch, of, start, m, c, columns, shifts)
         settle_forward(
-            mean, rstd, mask, work, narrow, exact, eps, bi * c + column, columns, m, centre
-        )
+            means, inverses, bi * c + column, masks, masked, sums, shifts, wide, a, e, pitch, eps,
+            columns, m, centre
+        )  # fmt: skip
         if is_mixed(wide, columns):
-            apply_mixed_strip(
-                to, None, of, more, fused, weights, biases, start, m, c, columns, a, e, wide,
-                pitch, activation
-            )  # fmt: skip
+            apply_mixed_strip(to, None, inputs, start, m, c, columns, a, e, wide, pitch, activation)
         else:
-            apply_strip(
-                to, None, of, more, fused, weights, biases, start, m, c, columns, a, pitch,
-                activation, streaming
-            )  # fmt: skip
+            apply_strip(to, None, inputs, start, m, c, columns, a, pitch, activation, streaming)
 
 
 @kernel
 def forward(y, mean, rstd, x, residual, mask, weight, bias, eps, activation, b, m, c, threads):
     """Statistics of each column and y = activation(norm(x) * weight + bias + residual)."""
     ws, bs = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
-    more, flags, means = elements_of(residual, x), flags_of(mask), numbers_of(mean)
+    more, flags, means = (
+        array_or_empty(residual, x),
+        mask_or_empty(mask),
+        array_or_empty(mean, rstd),
+    )
     width = strip_columns(x, m, c)
     strips = b * -(-c // width)
-    work, narrow, exact = scratch(threads, FORWARD_ROWS, width, x)
+    work, exact = strip_memory(threads, width), coefficient_memory(threads, width, rstd)
+    narrow = coefficient_memory(threads, width, x)
     for t in prange(threads):
         begin, end = slab(strips, threads, t)
         forward_share(
@@ -178,36 +166,35 @@ def slope_share(
     g, dy, x, residual, mean, rstd, w, b, activation, work, narrow, exact, begin, end, width, m, c
 ):  # fmt: skip
     """Set g of the strips begin to end."""
-    centre, fused, pitch = mean.size > 0, residual.size > 0, work.shape[1]
-    to, by, of, more = memory(g), memory(dy), memory(x), memory(residual)
-    weights, biases, wide = memory(w), memory(b), memory(work[WIDE])
-    a, e = memory(narrow), memory(exact)
+    streaming, centre = is_streamed(g, x) and is_streamed(g, dy), mean.size > 0
+    to, by, inputs = memory(g), memory(dy), inputs_of(x, residual, w, b)
+    a, e, pitch, wide = memory(narrow), memory(exact), work.shape[1], memory(work[FLAG])
+    means, inverses = memory(mean), memory(rstd)
     for k in range(begin, end):
         bi, column, columns, start = strip_bounds(k, width, m, c)
         at = bi * c + column
         for j in range(columns):
-            inverse = rstd[at + j]
-            centred = mean[at + j] if centre and inverse != 0.0 else 0.0
-            put_forward(narrow, exact, work[WIDE], j, centred, 0.0, inverse, 1.0, 0.0)
+            centred = means[at + j] if centre else 0.0
+            kind = put_coefficients(a, e, pitch, j, centred, 0.0, inverses[at + j])
+            wide[j] = np.float64(kind == WIDE)
         if is_mixed(wide, columns):
-            apply_mixed_strip(
-                to, by, of, more, fused, weights, biases, start, m, c, columns, a, e, wide, pitch,
-                activation
-            )  # fmt: skip
+            apply_mixed_strip(to, by, inputs, start, m, c, columns, a, e, wide, pitch, activation)
         else:
-            apply_strip(
-                to, by, of, more, fused, weights, biases, start, m, c, columns, a, pitch,
-                activation, False
-            )  # fmt: skip
+            apply_strip(to, by, inputs, start, m, c, columns, a, pitch, activation, streaming)
 
 
 @kernel
 def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, b, m, c, threads):
     """Set g = dy * slope of the activation at the norm of x plus residual."""
     ws, bs = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
-    more, means, width = elements_of(residual, x), numbers_of(mean), strip_columns(x, m, c)
+    more, means, width = (
+        array_or_empty(residual, x),
+        array_or_empty(mean, rstd),
+        strip_columns(x, m, c),
+    )
     strips = b * -(-c // width)
-    work, narrow, exact = scratch(threads, FORWARD_ROWS, width, x)
+    work, exact = strip_memory(threads, width), coefficient_memory(threads, width, rstd)
+    narrow = coefficient_memory(threads, width, x)
     for t in prange(threads):
         begin, end = slab(strips, threads, t)
         slope_share(
@@ -216,74 +203,84 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, b
         )  # fmt: skip
 
 
-@block
-def settle_backward(mean, rstd, mask, work, narrow, exact, at, width, m):
+@inline
+def settle_backward(
+    means, inverses, at, masks, masked, sums, wide, kept, narrow, exact, pitch, width, m, centre
+):  # fmt: skip
     """Coefficients of the columns of a strip, and whether they count."""
-    masked, centre = mask.size > 0, mean.size > 0
     for j in range(width):
-        counts = not masked or mask[at + j] != 0
-        a = work[TOTALS, j] if centre and counts else 0.0
+        counts = masks[at + j] != 0 if masked else True
+        mean, g = (means[at + j], sums[j]) if centre and counts else (0.0, 0.0)
         # What the rounding of the mean left over.
-        rest = work[TOTALS + 2, j] / m if centre and counts else 0.0
-        b = work[TOTALS + 1, j] - rest * a if counts else 0.0
-        inverse = rstd[at + j] if counts else 0.0
-        put_backward(narrow, exact, work[WIDE], j, work[SHIFT, j], rest, inverse, 1.0, a, b, m)
-        narrow[KEPT, j] = 1.0 if counts else 0.0
+        rest = sums[2 * pitch + j] / m if centre and counts else 0.0
+        through_x = sums[pitch + j] - rest * g if counts else 0.0
+        inverse = inverses[at + j] if counts else 0.0
+        kind = put_gradient(narrow, exact, pitch, j, mean, rest, inverse, g / m, through_x / m, m)
+        wide[j] = np.float64(kind == WIDE)
+        kept[j] = 1.0 if counts else 0.0
 
 
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, work, narrow, exact, begin, end, width, b, m, c
+    dx, partial, dy, x, addend, mask, mean, rstd, w, work, narrow, exact, kept, begin, end, width,
+    b, m, c
 ):  # fmt: skip
     """dx of the strips of the units begin to end, and the sums of dweight and dbias."""
     streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
-    fused, pitch, units, strips = (
-        addend.size > 0,
+    pitch, units, strips, masked = (
         work.shape[1],
         partial.shape[0],
         b * -(-c // width),
+        mask.size > 0,
     )
-    to, parts, by, of, more = memory(dx), memory(partial), memory(dy), memory(x), memory(addend)
-    weights, sums, shifts, wide = memory(w), memory(work), memory(work[SHIFT]), memory(work[WIDE])
-    a, e, kept = memory(narrow), memory(exact), memory(narrow[KEPT])
+    to, parts, by, of, weights = memory(dx), memory(partial), memory(dy), memory(x), memory(w)
+    inputs = by, of, memory(addend), addend.size > 0, weights
+    a, e, flags = memory(narrow), memory(exact), memory(kept)
+    sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
+    means, inverses, masks = memory(mean), memory(rstd), memory(mask)
     for u in range(begin, end):
-        to_unit = u * 2 * m
-        for j in range(to_unit, to_unit + 2 * m):
+        unit = u * 2 * m
+        for j in range(unit, unit + 2 * m):
             parts[j] = 0.0
         low, high = slab(strips, units, u)
         for k in range(low, high):
             bi, column, columns, start = strip_bounds(k, width, m, c)
             at = bi * c + column
             for j in range(columns):
-                shifts[j] = mean[at + j] if centre else 0.0
+                shifts[j] = means[at + j] if centre else 0.0
             strip_grad_sums(sums, pitch, by, of, weights, start, m, c, columns, shifts)
-            settle_backward(mean, rstd, mask, work, narrow, exact, at, columns, m)
+            settle_backward(
+                means, inverses, at, masks, masked, sums, wide, flags, a, e, pitch, columns, m,
+                centre
+            )  # fmt: skip
             if is_mixed(wide, columns):
                 mixed_grads_strip(
-                    to, parts, to_unit, by, of, more, fused, weights, start, m, c, columns, a, e,
-                    wide, kept, pitch
-                )  # fmt: skip
+                    to, parts, unit, inputs, start, m, c, columns, a, e, wide, flags, pitch
+                )
             else:
-                add_row_sums(parts, to_unit, m, by, of, start, c, columns, a, kept, pitch)
-                grads_strip(
-                    to, by, of, more, fused, weights, start, m, c, columns, a, kept, pitch,
-                    streaming
-                )  # fmt: skip
+                add_row_sums(parts, unit, m, by, of, start, c, columns, a, flags, pitch)
+                grads_strip(to, inputs, start, m, c, columns, a, flags, pitch, streaming)
 
 
 @kernel
 def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, b, m, c, threads):
     """Set dx (plus addend), dweight and dbias."""
-    ws, more, flags = parameter(weight, 1.0, m, rstd), elements_of(addend, x), flags_of(mask)
-    means, width = numbers_of(mean), strip_columns(x, m, c)
+    ws, more, flags = (
+        parameter(weight, 1.0, m, rstd),
+        array_or_empty(addend, x),
+        mask_or_empty(mask),
+    )
+    means, width = array_or_empty(mean, rstd), strip_columns(x, m, c)
     units = unit_count(b * -(-c // width), 1)
     partial = np.empty((units, 2, m))
-    work, narrow, exact = scratch(threads, KEPT + 1, width, x)
+    work, exact = strip_memory(threads, width), coefficient_memory(threads, width, rstd)
+    narrow = coefficient_memory(threads, width, x)
+    kept = np.zeros((threads, width + LANES), compute_dtype(x))
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, flags, means, rstd, ws, work[t], narrow[t], exact[t], begin,
-            end, width, b, m, c
+            dx, partial, dy, x, more, flags, means, rstd, ws, work[t], narrow[t], exact[t], kept[t],
+            begin, end, width, b, m, c
         )  # fmt: skip
     for t in prange(threads):
         begin, end = slab(m, threads, t)

@@ -5,38 +5,24 @@ A block is `rows` * `cols` contiguous elements from x[start]; the values of its 
 so that the accumulators stay in registers; a column is one lane, and its additions are in the
 order of the rows. The elementwise pass goes along the rows, as memory lies.
 
-Sums are of x - shift and its square where dy is None, else of dy, dy * (x - mean) and x - mean;
-the elementwise pass is y where dy is None, else dx.
+Sums are of x - shift and its square where dy is None, else of dy, dy * (x - mean) and x - mean.
 """
 
 from __future__ import annotations
 
-from .coefficients import (
-    DY_HIGH,
-    DY_LOW,
-    FACTOR,
-    HIGH,
-    LOW,
-    SCALE,
-    SHIFT,
-    SLOPE,
-)
 from .intrinsics import (
     LANES,
     LINE_BYTES,
     address,
     cast,
-    load,
-    load_part,
     muladd,
     prefetch,
     store,
     store_part,
     stream,
-    where,
 )
 from .jit import block, inline
-from .runs import gradient, normalized
+from .values import get
 
 WRAP = LANES
 """Coefficients go on with this many of their first ones: a row may be read from its first line."""
@@ -49,12 +35,6 @@ hardware alone does not follow that many rows."""
 AHEAD_BYTES = 8192
 """Streamed passes ask for lines this far ahead. In C that took inference of (65536, 256) from 1.11
 of the copy to 0.98, its gradients from 1.26 of the triad to 1.05."""
-
-
-@inline
-def get(x, i, k):
-    """Lanes x[i] to x[i + k - 1]."""
-    return load(x, i) if k == LANES else load_part(x, i, k)
 
 
 @inline
@@ -145,35 +125,12 @@ def add_units(totals, at, partial, first, units, stride, columns):
 
 
 @inline
-def value(dy, x, i, k, a, pitch, j):
-    """k lanes of y or dx, with the coefficients from column j on, in their dtype."""
-    if dy is None:
-        coefficients = (
-            load(a, HIGH * pitch + j),
-            load(a, LOW * pitch + j),
-            load(a, SCALE * pitch + j),
-            load(a, SHIFT * pitch + j),
-        )
-        return normalized(get(x, i, k), coefficients)
-    else:  # Numba drops the branch that the type of dy excludes
-        coefficients = (
-            load(a, HIGH * pitch + j),
-            load(a, LOW * pitch + j),
-            load(a, FACTOR * pitch + j),
-            load(a, SLOPE * pitch + j),
-            load(a, DY_HIGH * pitch + j),
-            load(a, DY_LOW * pitch + j),
-        )
-        return gradient(get(dy, i, k), get(x, i, k), coefficients)
-
-
-@inline
-def look_ahead(dy, x, i):
-    """Ask for what a streamed pass reads later."""
-    ahead = AHEAD_BYTES // x.itemsize
-    if dy is not None:
-        prefetch(dy, i + ahead)
-    prefetch(x, i + ahead)
+def look_ahead(reads, i):
+    """Ask for what a streamed pass reads later, of one or two arrays."""
+    ahead = AHEAD_BYTES // reads[0].itemsize
+    prefetch(reads[0], i + ahead)
+    if len(reads) > 1:
+        prefetch(reads[-1], i + ahead)
 
 
 @inline
@@ -183,8 +140,10 @@ def gap(y, i):
 
 
 @block
-def apply_block(y, dy, x, start, rows, cols, a, pitch, column, streaming):
-    """Set y or dx of a block, in vectors that are stored to whole lines.
+def apply_block(y, start, rows, cols, streaming, value, of, a, pitch, arrays, reads):
+    """Set a block to a value of `normcore.kernels.values`, in vectors stored to whole lines.
+
+    Its coefficients are `of(a, pitch, column)`; `reads` are the arrays to look ahead in.
 
     Where rows are whole vectors, the elements before the first line are done once, and every row
     is read from there, rotated, with the coefficients rotated alike; else every row has a head of
@@ -204,29 +163,14 @@ def apply_block(y, dy, x, start, rows, cols, a, pitch, column, streaming):
         begin = turn if rotated else lead
         whole = begin + (end - begin) // LANES * LANES
         if lead > 0:
-            put(y, i, lead, value(dy, x, i, lead, a, pitch, column))
+            put(y, i, lead, value(i, lead, of(a, pitch, 0), arrays))
         if streaming:
             for j in range(begin, whole, LANES):
-                look_ahead(dy, x, i + j)
-                stream(y, i + j, cast(value(dy, x, i + j, LANES, a, pitch, column + j), y))
+                look_ahead(reads, i + j)
+                stream(y, i + j, cast(value(i + j, LANES, of(a, pitch, j), arrays), y))
         else:
             for j in range(begin, whole, LANES):
-                put(y, i + j, LANES, value(dy, x, i + j, LANES, a, pitch, column + j))
+                put(y, i + j, LANES, value(i + j, LANES, of(a, pitch, j), arrays))
         if whole < end:
-            k, j = end - whole, column + whole
-            put(y, i + whole, k, value(dy, x, i + whole, k, a, pitch, j))
-
-
-@block
-def apply_mixed(y, dy, x, start, rows, cols, narrow, exact, flags, pitch, column):
-    """`apply_block` where some columns need float64 (`coefficients.put_forward`).
-
-    All are computed in both precisions and each lane takes its own, so that no column's bits
-    depend on its neighbours.
-    """
-    for i in range(start, start + rows * cols, cols):
-        for j in range(0, cols, LANES):
-            at, k = column + j, min(LANES, cols - j)
-            e = cast(value(dy, x, i + j, k, exact, pitch, at), y)
-            a = cast(value(dy, x, i + j, k, narrow, pitch, at), y)
-            store_part(y, i + j, k, where(load(flags, at), e, a))
+            k = end - whole
+            put(y, i + whole, k, value(i + whole, k, of(a, pitch, whole), arrays))

@@ -1,17 +1,28 @@
-"""What rows and cols share: optional arguments, parameters, gradients of parameters, in Numba.
+"""What rows and cols share: coefficients of a statistic, parameters and their gradients, in Numba.
 
-A layer family has a weight and a bias for each of the m elements behind a statistic. Their
-gradients are sums over all statistics: every unit of rows or columns has sums of its own, which
-are added in the order of the units. There are at most `LAYER_UNITS` of them, as many as the sizes
-of the array alone say.
+A layer family has a weight and a bias for each of the m elements behind a statistic, so that the
+coefficients of a statistic hold neither: x_hat = ((x - high) - low) * scale. The gradients of
+weight and bias are sums over all statistics: every unit of rows or columns has sums of its own,
+which are added in the order of the units. Units follow from the sizes of the array alone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import cast, compute_dtype, muladd
+from .coefficients import EMPTY, HIGH, LOW, NARROW, SCALE, WIDE
+from .intrinsics import LANES, cast, compute_dtype, memory, muladd
 from .jit import block, inline
+
+# dx = ((dy * weight - g_high) - (((x - high) - low) * slope + g_low)) * scale, g being dy * weight.
+SLOPE, G_HIGH, G_LOW = 3, 4, 5
+
+COEFFICIENTS = 6
+"""Rows of coefficients."""
+
+SHORT = 16
+"""Statistics of fewer elements than this have gradients in float64: of 3 elements' gradients most
+cancels, and float32 left errors of 1.6e-6 where rstd was 30."""
 
 LAYER_UNITS = 64
 """Sums of dweight and dbias: more units would keep more threads busy, and take 16 bytes each for
@@ -23,36 +34,10 @@ strip of columns has a sum for every row of it instead, and makes a unit alone."
 
 
 @inline
-def is_given(x):
-    """Whether an optional array is there: neither None nor empty."""
-    return False if x is None else x.size > 0
-
-
-@inline
-def flags_of(mask):
-    """The mask, or an empty one."""
-    if mask is None:
-        return np.empty(0, np.uint8)
-    else:  # Numba drops the branch that the type excludes
-        return mask
-
-
-@inline
-def elements_of(residual, x):
-    """The residual or addend, or an empty array like x."""
-    if residual is None:
-        return np.empty(0, x.dtype)
-    else:
-        return residual
-
-
-@inline
-def numbers_of(mean):
-    """The mean, or an empty one."""
-    if mean is None:
-        return np.empty(0)
-    else:
-        return mean
+def coefficient_memory(threads, cells, x):
+    """Coefficients of `cells` statistics in the dtype that x is computed in, for every thread."""
+    # Vectors behind the last cell read there; and no two threads write to one line.
+    return np.zeros((threads, COEFFICIENTS, cells + LANES), compute_dtype(x))
 
 
 @inline
@@ -65,15 +50,54 @@ def parameter(values, default, m, like):
 
 
 @inline
-def weighted_gradient(h, w, v, coefficients):
+def _put_pair(a, high, low, value, rest):
+    a[high] = value + rest
+    a[low] = (value - a[high]) + rest
+
+
+@inline
+def _put_mean(a, pitch, j, mean, rest, rstd):
+    _put_pair(a, HIGH * pitch + j, LOW * pitch + j, mean, rest)
+    a[SCALE * pitch + j] = rstd
+
+
+@inline
+def _put_slope(a, pitch, j, g, slope):
+    _put_pair(a, G_HIGH * pitch + j, G_LOW * pitch + j, g, 0.0)
+    a[SLOPE * pitch + j] = slope
+
+
+@inline
+def put_coefficients(narrow, exact, pitch, j, mean, rest, rstd):
+    """Coefficients of statistic j, and the kind of its elements (`coefficients.NARROW`)."""
+    _put_mean(narrow, pitch, j, mean, rest, rstd)
+    _put_mean(exact, pitch, j, mean, rest, rstd)
+    # Where x - mean or its product with rstd may leave float32's range; NaN does not.
+    wide = (abs(mean + rest) > 4e37) | (rstd < 1e-30) | (rstd > 1e30)
+    kind = WIDE if wide & (narrow.itemsize == 4) else NARROW
+    return EMPTY if rstd == 0.0 else kind
+
+
+@inline
+def put_gradient(narrow, exact, pitch, j, mean, rest, rstd, g, through_x, count):
+    """`put_coefficients` with those of dx, from the means of g and of g * (x - mean - rest)."""
+    slope = rstd * rstd * through_x
+    _put_slope(narrow, pitch, j, g, slope)
+    _put_slope(exact, pitch, j, g, slope)
+    kind = put_coefficients(narrow, exact, pitch, j, mean, rest, rstd)
+    wide = (abs(g) > 4e37) | (abs(slope) > 1e30) | (count < SHORT)
+    return WIDE if wide & (narrow.itemsize == 4) else kind
+
+
+@inline
+def gradient(h, w, v, coefficients):
     """The dx of the lanes h of dy and v of x, in the dtype of the coefficients.
 
-    weight * dy meets its mean unrounded: in a row of 3 elements most of it cancels, and what its
-    rounding left was 1.4e-6 of dx.
+    weight * dy meets its mean unrounded.
     """
-    high, low, factor, slope, dy_high, dy_low = coefficients
-    through_var = muladd((cast(v, high) - high) - low, slope, dy_low)
-    return (muladd(h, w, 0.0 - dy_high) - through_var) * factor
+    high, low, scale, slope, g_high, g_low = coefficients
+    through_x = muladd((cast(v, high) - high) - low, slope, g_low)
+    return (muladd(h, w, 0.0 - g_high) - through_x) * scale
 
 
 @inline
@@ -85,9 +109,10 @@ def unit_count(pieces, least):
 @block
 def add_units(dweight, dbias, partial, begin, end):
     """Set dweight and dbias of the elements begin to end to the sums over the units."""
+    sums, units, m = memory(partial), partial.shape[0], partial.shape[2]
     for j in range(begin, end):
         a, b = 0.0, 0.0
-        for u in range(partial.shape[0]):
-            a += partial[u, 0, j]
-            b += partial[u, 1, j]
+        for at in range(j, units * 2 * m, 2 * m):
+            a += sums[at]
+            b += sums[at + m]
         dweight[j], dbias[j] = a, b

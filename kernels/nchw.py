@@ -83,7 +83,7 @@ def given_forward(y, x, residual, mean, rstd, weight, bias, activation, n, c, s,
     dtype = compute_dtype(x)
     narrow, exact = np.empty((FORWARD_ROWS, c), dtype), np.empty((FORWARD_ROWS, c))
     kind = np.empty(c)
-    put_given(narrow, exact, kind, mean, rstd, weight, bias, 0, mean.size)
+    put_given(narrow, exact, kind, mean, rstd, weight, bias)
     for t in prange(threads):
         begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
         apply_share(y, x, residual, activation, narrow, exact, kind, begin, end, n, c, s)
@@ -104,7 +104,7 @@ def given_slope(g, dy, x, residual, mean, rstd, weight, bias, activation, n, c, 
     dtype = compute_dtype(x)
     narrow, exact = np.empty((FORWARD_ROWS, c), dtype), np.empty((FORWARD_ROWS, c))
     kind = np.empty(c)
-    put_given(narrow, exact, kind, mean, rstd, weight, bias, 0, mean.size)
+    put_given(narrow, exact, kind, mean, rstd, weight, bias)
     for t in prange(threads):
         begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
         activation_grads_share(
@@ -213,7 +213,7 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, n, c, 
     narrow, exact = np.empty((BACKWARD_ROWS, c), dtype), np.empty((BACKWARD_ROWS, c))
     kind, (firsts, edges) = np.empty(c), kept_runs(np.empty(0, np.uint8), 0)
     scale = parameter(weight, 1.0)
-    put_given_grads(narrow, exact, kind, mean, rstd, scale, sum_dy, sum_dy_xmu, count, 0, c)
+    put_given_grads(narrow, exact, kind, mean, rstd, scale, sum_dy, sum_dy_xmu, count)
     for t in prange(threads):
         begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
         apply_grads_share(dx, dy, x, firsts, edges, narrow, exact, kind, True, begin, end, n, c, s)

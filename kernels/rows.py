@@ -2,7 +2,7 @@
 
 Threads share the rows. A row is summed and then normalized while it lies in the cache; the sums
 ask for the rows after it meanwhile. Where mean is absent nothing is centred (RMS norm): the same
-code with a shift of 0. A mask cuts a row into stretches that count or do not.
+code with a shift of 0.
 
 `table` says what the arguments are, `normcore.reference` what is computed.
 """
@@ -12,224 +12,203 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .coefficients import (
-    BACKWARD_ROWS,
-    DY_HIGH,
-    DY_LOW,
-    FACTOR,
-    FORWARD_ROWS,
-    HIGH,
-    LOW,
-    SCALE,
-    SLOPE,
-    put_backward,
-    put_forward,
-)
-from .intrinsics import (
-    LANES,
-    LINE_BYTES,
-    address,
-    compute_dtype,
-    memory,
-)
-from .jit import block, kernel, slab
+from .coefficients import EMPTY, WIDE
+from .intrinsics import LINE_BYTES, address, compute_dtype, memory
+from .jit import block, inline, kernel, slab
 from .layers import (
     LEAST_ROWS,
     add_units,
-    elements_of,
-    flags_of,
-    numbers_of,
+    coefficient_memory,
     parameter,
+    put_coefficients,
+    put_gradient,
     unit_count,
 )
+from .optional import array_or_empty, mask_or_empty
 from .runs import is_streamed
-from .stretches import apply_row, grads_row, row_grad_sums, row_statistics, slope_row
+from .weighted import (
+    apply_row,
+    flag_row,
+    forward_scalars,
+    gradient_scalars,
+    grads_row,
+    row_grad_sums,
+    row_statistics,
+)
 
-APART = LANES
-"""Columns of coefficients, of which a thread uses the first: no two threads write to one line."""
+# A row is finished after the sums of the next one: neither then waits for the other's last
+# additions, divisions and the root. So coefficients and flags are those of two rows.
+TURNS = 2
+
+
+@inline
+def flag_memory(threads, mask, m, x):
+    """Flags of the elements of two rows, for every thread."""
+    length = TURNS * m if mask.size > 0 else 0
+    return np.empty((threads, length), compute_dtype(x))
 
 
 @block
 def forward_share(
-    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, wide,
+    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, flags,
     begin, end, m
 ):  # fmt: skip
     """Statistics and y of the rows begin to end."""
-    streaming, centre, fused = is_streamed(y, x), mean.size > 0, residual.size > 0
-    if addend is not None:
+    streaming, centre, pitch = is_streamed(y, x), mean.size > 0, narrow.shape[1]
+    if total is not None:
         streaming = streaming and (address(y) - address(total)) % LINE_BYTES == 0
-    q = mask.size * m // x.size
-    to, sums, of, plus, more = memory(y), memory(total), memory(x), memory(addend), memory(residual)
-    flags, weights, biases = memory(mask), memory(w), memory(b)
-    means, inverses = memory(mean), memory(rstd)
-    # A row is normalized after the sums of the next one: neither then waits for the other's last
-    # additions, divisions and the root.
+    masked, q = mask.size > 0, mask.size * m // x.size
+    to, sums, of, plus = memory(y), memory(total), memory(x), memory(addend)
+    inputs = of, plus, memory(residual), residual.size > 0, memory(w), memory(b)
+    means, inverses, masks, kept = memory(mean), memory(rstd), memory(mask), memory(flags)
+    a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
     for i in range(begin, end + 1):
+        last = kind
         if i < end:
-            shift, rest, inverses[i] = row_statistics(of, plus, flags, i, q, m, centre, eps)
+            count, start = flag_row(kept, 0, masks, i, q, m)
+            shift, rest, inverse = row_statistics(
+                of, plus, kept, masked, i * m, m, count, start, centre, eps
+            )
+            inverses[i] = inverse
             if centre:
                 means[i] = shift + rest
-            put_forward(narrow, exact, wide, i % 2, shift, rest, inverses[i], 1.0, 0.0)
+            kind = put_coefficients(a, e, pitch, i % TURNS, shift, rest, inverse)
         if i > begin:
-            start, k = (i - 1) * m, (i - 1) % 2
-            blank = inverses[i - 1] == 0.0
-            if wide[k] != 0.0:
-                a = exact[HIGH, k], exact[LOW, k], exact[SCALE, k]
-                apply_row(
-                    to, sums, of, plus, more, fused, weights, biases, start, m, a, blank,
-                    activation, streaming
-                )  # fmt: skip
+            at, k, blank = (i - 1) * m, (i - 1) % TURNS, last == EMPTY
+            if last == WIDE:
+                c = forward_scalars(e, pitch, k)
+                apply_row(to, None, sums, inputs, at, m, c, blank, activation, streaming)
             else:
-                c = narrow[HIGH, k], narrow[LOW, k], narrow[SCALE, k]
-                apply_row(
-                    to, sums, of, plus, more, fused, weights, biases, start, m, c, blank,
-                    activation, streaming
-                )  # fmt: skip
+                d = forward_scalars(a, pitch, k)
+                apply_row(to, None, sums, inputs, at, m, d, blank, activation, streaming)
 
 
 @kernel
 def forward(y, mean, rstd, x, residual, mask, weight, bias, eps, activation, r, m, threads):
     """Statistics of each row and y = activation((x - mean) * rstd * weight + bias + residual)."""
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
-    more, flags, means = elements_of(residual, x), flags_of(mask), numbers_of(mean)
-    narrow = np.empty((threads, FORWARD_ROWS, APART), compute_dtype(x))
-    exact = np.empty((threads, FORWARD_ROWS, APART))
-    wide = np.empty((threads, APART))
+    more, masks, means = (
+        array_or_empty(residual, x),
+        mask_or_empty(mask),
+        array_or_empty(mean, rstd),
+    )
+    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
+    flags = flag_memory(threads, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
-            y, None, means, rstd, x, None, more, flags, w, b, eps, activation, narrow[t], exact[t],
-            wide[t], begin, end, m
+            y, None, means, rstd, x, None, more, masks, w, b, eps, activation, narrow[t], exact[t],
+            flags[t], begin, end, m
         )  # fmt: skip
 
 
 @kernel
 def add_forward(y, total, mean, rstd, x, addend, weight, bias, eps, r, m, threads):
     """Set total = x + addend, and `forward` of it."""
-    w, b, means = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x), numbers_of(mean)
-    residual, flags = elements_of(None, x), flags_of(None)
-    narrow = np.empty((threads, FORWARD_ROWS, APART), compute_dtype(x))
-    exact = np.empty((threads, FORWARD_ROWS, APART))
-    wide = np.empty((threads, APART))
+    w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
+    more, masks, means = array_or_empty(None, x), mask_or_empty(None), array_or_empty(mean, rstd)
+    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
+    flags = flag_memory(threads, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
-            y, total, means, rstd, x, addend, residual, flags, w, b, eps, 0, narrow[t], exact[t],
-            wide[t], begin, end, m
+            y, total, means, rstd, x, addend, more, masks, w, b, eps, 0, narrow[t], exact[t],
+            flags[t], begin, end, m
         )  # fmt: skip
 
 
 @block
 def slope_share(
-    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, wide, begin, end, m
+    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, begin, end, m
 ):  # fmt: skip
     """Set g of the rows begin to end."""
-    centre, fused = mean.size > 0, residual.size > 0
-    to, by, of, more = memory(g), memory(dy), memory(x), memory(residual)
-    means, inverses, weights, biases = memory(mean), memory(rstd), memory(w), memory(b)
+    centre, pitch = mean.size > 0, narrow.shape[1]
+    streaming = is_streamed(g, x) and is_streamed(g, dy)
+    to, by, means, inverses = memory(g), memory(dy), memory(mean), memory(rstd)
+    inputs = memory(x), None, memory(residual), residual.size > 0, memory(w), memory(b)
+    a, e = memory(narrow), memory(exact)
     for i in range(begin, end):
-        inverse = inverses[i]
-        blank = inverse == 0.0
-        centred = centre and not blank
-        put_forward(narrow, exact, wide, 0, means[i] if centred else 0.0, 0.0, inverse, 1.0, 0.0)
-        if wide[0] != 0.0:
-            a = exact[HIGH, 0], exact[LOW, 0], exact[SCALE, 0]
-            slope_row(to, by, of, more, fused, weights, biases, i * m, m, a, blank, activation)
+        kind = put_coefficients(a, e, pitch, 0, means[i] if centre else 0.0, 0.0, inverses[i])
+        if kind == WIDE:
+            c = forward_scalars(e, pitch, 0)
+            apply_row(to, by, None, inputs, i * m, m, c, False, activation, streaming)
         else:
-            c = narrow[HIGH, 0], narrow[LOW, 0], narrow[SCALE, 0]
-            slope_row(to, by, of, more, fused, weights, biases, i * m, m, c, blank, activation)
+            d, blank = forward_scalars(a, pitch, 0), kind == EMPTY
+            apply_row(to, by, None, inputs, i * m, m, d, blank, activation, streaming)
 
 
 @kernel
 def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r, m, threads):
     """Set g = dy * slope of the activation at the norm of x plus residual."""
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
-    more, means = elements_of(residual, x), numbers_of(mean)
-    narrow = np.empty((threads, FORWARD_ROWS, APART), compute_dtype(x))
-    exact = np.empty((threads, FORWARD_ROWS, APART))
-    wide = np.empty((threads, APART))
+    more, means = array_or_empty(residual, x), array_or_empty(mean, rstd)
+    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         slope_share(
-            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], wide[t], begin, end,
-            m
-        )  # fmt: skip
+            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], begin, end, m
+        )
 
 
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, wide, begin, end, r, m
+    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, flags, begin, end, r, m
 ):  # fmt: skip
     """dx of the rows of the units begin to end, and the sums of dweight and dbias.
 
     w is weight in the dtype that x is computed in, v in float64.
     """
     streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
-    fused, q, units = addend.size > 0, mask.size * m // x.size, partial.shape[0]
-    to, parts, by, of = memory(dx), memory(partial), memory(dy), memory(x)
-    more, flags, means = memory(addend), memory(mask), memory(mean)
-    inverses, weights, precise = memory(rstd), memory(w), memory(v)
+    masked, q, units = mask.size > 0, mask.size * m // x.size, partial.shape[0]
+    to, parts, by, of, fused = memory(dx), memory(partial), memory(dy), memory(x), addend.size > 0
+    more, masks, means, inverses = memory(addend), memory(mask), memory(mean), memory(rstd)
+    weights, precise, pitch, kept = memory(w), memory(v), narrow.shape[1], memory(flags)
+    a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
+    inputs, exact_inputs = (by, of, more, fused, weights), (by, of, more, fused, precise)
     for u in range(begin, end):
-        at = u * 2 * m
-        for j in range(at, at + 2 * m):
-            parts[j] = 0.0
         low, high = slab(r, units, u)
-        # As in `forward_share`: one row behind the sums.
+        for j in range(u * 2 * m, (u + 1) * 2 * m):
+            parts[j] = 0.0
         for i in range(low, high + 1):
+            last = kind
             if i < high:
                 centred = means[i] if centre else 0.0
-                a, b, rest, count = row_grad_sums(by, of, flags, precise, i, q, m, centred)
+                f = i % TURNS * m
+                count, _ = flag_row(kept, f, masks, i, q, m)
+                g, through_x, rest = row_grad_sums(
+                    by, of, precise, kept, f, masked, i * m, m, centred
+                )
                 count = max(count, 1)
                 rest = rest / count if centre else 0.0  # what the rounding of the mean left over
-                a, b = a if centre else 0.0, b - rest * a
-                put_backward(
-                    narrow, exact, wide, i % 2, centred, rest, inverses[i], 1.0, a, b, count
-                )
+                g = g if centre else 0.0
+                kind = put_gradient(
+                    a, e, pitch, i % TURNS, centred, rest, inverses[i], g / count,
+                    (through_x - rest * g) / count, count
+                )  # fmt: skip
             if i > low:
-                k = (i - 1) % 2
-                if wide[k] != 0.0:
-                    e = (
-                        exact[HIGH, k],
-                        exact[LOW, k],
-                        exact[FACTOR, k],
-                        exact[SLOPE, k],
-                        exact[DY_HIGH, k],
-                        exact[DY_LOW, k],
-                    )
-                    grads_row(
-                        to, parts, at, by, of, more, fused, flags, precise, i - 1, q, m, e,
-                        streaming
-                    )  # fmt: skip
+                at, k, f = (i - 1) * m, (i - 1) % TURNS, (i - 1) % TURNS * m
+                if last == WIDE:
+                    c = gradient_scalars(e, pitch, k)
+                    grads_row(to, parts, u * 2 * m, exact_inputs, kept, f, masked, at, m, c, False)
                 else:
-                    c = (
-                        narrow[HIGH, k],
-                        narrow[LOW, k],
-                        narrow[FACTOR, k],
-                        narrow[SLOPE, k],
-                        narrow[DY_HIGH, k],
-                        narrow[DY_LOW, k],
-                    )
-                    grads_row(
-                        to, parts, at, by, of, more, fused, flags, weights, i - 1, q, m, c,
-                        streaming
-                    )  # fmt: skip
+                    d = gradient_scalars(a, pitch, k)
+                    grads_row(to, parts, u * 2 * m, inputs, kept, f, masked, at, m, d, streaming)
 
 
 @kernel
 def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, threads):
     """Set dx (plus addend), dweight and dbias."""
     w, v = parameter(weight, 1.0, m, x), parameter(weight, 1.0, m, rstd)
-    more, flags = elements_of(addend, x), flags_of(mask)
-    units, means = unit_count(r, LEAST_ROWS), numbers_of(mean)
+    more, masks, means = array_or_empty(addend, x), mask_or_empty(mask), array_or_empty(mean, rstd)
+    units = unit_count(r, LEAST_ROWS)
     partial = np.empty((units, 2, m))
-    narrow = np.empty((threads, BACKWARD_ROWS, APART), compute_dtype(x))
-    exact = np.empty((threads, BACKWARD_ROWS, APART))
-    wide = np.empty((threads, APART))
+    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
+    flags = flag_memory(threads, masks, m, x)
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, flags, means, rstd, w, v, narrow[t], exact[t], wide[t], begin,
-            end, r, m
+            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], flags[t],
+            begin, end, r, m
         )  # fmt: skip
     for t in prange(threads):
         begin, end = slab(m, threads, t)

@@ -11,13 +11,13 @@ strip may have, because vectors behind its end read there.
 from __future__ import annotations
 
 from .activations import activated, activation_slope
-from .coefficients import DY_HIGH, DY_LOW, FACTOR, HIGH, LOW, SCALE, SLOPE
-from .columns import get
+from .coefficients import HIGH, LOW, SCALE, finite_or_zero
 from .intrinsics import (
     LANES,
     cast,
     first,
     load,
+    memory,
     muladd,
     prefetch,
     splat,
@@ -28,8 +28,9 @@ from .intrinsics import (
     where,
 )
 from .jit import inline
-from .layers import weighted_gradient
+from .layers import G_HIGH, G_LOW, SLOPE, gradient
 from .runs import head
+from .values import get
 
 GROUP_BYTES = 8192
 """Rows of one visit of 16 columns hold this many bytes, but are 8 to 32 (as in `columns`)."""
@@ -39,6 +40,20 @@ GROUP_BYTES = 8192
 def group_rows(x, width, arrays):
     """Rows that are summed in registers, while the same number behind them is asked for."""
     return min(32, max(8, GROUP_BYTES // (arrays * width * x.itemsize)))
+
+
+@inline
+def set_shifts(shift, x, start, rows, c, width):
+    """Near the mean of each column's first rows, and the value itself where all are equal."""
+    for j in range(0, width, LANES):
+        k = min(LANES, width - j)
+        origin = cast(get(x, start + j, k), shift)
+        sums = first(origin, 0)
+        for p in range(start + j + c, start + j + rows * c, c):
+            sums = sums + (cast(get(x, p, k), shift) - origin)
+        store(shift, j, muladd(sums, 1.0 / rows, origin))
+    for j in range(width):
+        shift[j] = finite_or_zero(shift[j])
 
 
 @inline
@@ -105,18 +120,6 @@ def strip_grad_sums(totals, pitch, dy, x, w, start, m, c, width, mean):
 
 
 @inline
-def normalized(v, a, pitch, j):
-    """x_hat of the lanes v of x of the columns from j on; 0 where rstd is 0, whatever x is."""
-    high, low, scale = (
-        load(a, HIGH * pitch + j),
-        load(a, LOW * pitch + j),
-        load(a, SCALE * pitch + j),
-    )
-    zero = scale - scale
-    return where(scale, ((cast(v, scale) - high) - low) * scale, zero)
-
-
-@inline
 def put(y, p, k, v, streaming):
     """Set y[p] to y[p + k - 1] = lanes, rounded to the dtype of y."""
     if k < LANES:
@@ -128,10 +131,21 @@ def put(y, p, k, v, streaming):
 
 
 @inline
-def output(dy, x, residual, fused, w, b, p, k, a, pitch, j, activation):
-    """The y of k elements from p on; with dy, the gradient before the activation instead."""
-    x_hat = normalized(get(x, p, k), a, pitch, j)
-    z = muladd(x_hat, w, b)
+def inputs_of(x, residual, w, b):
+    """What `output` reads, without the arrays, and whether there is a residual."""
+    return memory(x), memory(residual), residual.size > 0, memory(w), memory(b)
+
+
+@inline
+def output(dy, inputs, i, p, k, a, pitch, j, activation):
+    """y of k elements of row i from p on, column j; with dy, its gradient before the activation.
+
+    Where rstd is 0, x does not count.
+    """
+    x, residual, fused, w, b = inputs
+    scale = load(a, SCALE * pitch + j)
+    deviation = (cast(get(x, p, k), scale) - load(a, HIGH * pitch + j)) - load(a, LOW * pitch + j)
+    z = muladd(where(scale, deviation * scale, first(scale, 0)), w[i], b[i])
     if fused:
         z = z + cast(get(residual, p, k), z)
     if dy is None:
@@ -141,32 +155,27 @@ def output(dy, x, residual, fused, w, b, p, k, a, pitch, j, activation):
 
 
 @inline
-def apply_strip(
-    y, dy, x, residual, fused, w, b, start, m, c, width, a, pitch, activation, streaming
-):  # fmt: skip
-    """Set the y, or the gradient before the activation, of a strip."""
+def apply_strip(y, dy, inputs, start, m, c, width, a, pitch, activation, streaming):
+    """Set the `output` of a strip."""
     for i in range(m):
         at = start + i * c
-        weight, bias, lead = w[i], b[i], head(y, at, width, streaming)
+        lead = head(y, at, width, streaming)
         stop = lead + (width - lead) // LANES * LANES
         if lead > 0:
-            v = output(dy, x, residual, fused, weight, bias, at, lead, a, pitch, 0, activation)
-            put(y, at, lead, v, False)
+            put(y, at, lead, output(dy, inputs, i, at, lead, a, pitch, 0, activation), False)
         for j in range(lead, stop, LANES):
-            p = at + j
-            v = output(dy, x, residual, fused, weight, bias, p, LANES, a, pitch, j, activation)
-            put(y, p, LANES, v, streaming)
+            v = output(dy, inputs, i, at + j, LANES, a, pitch, j, activation)
+            put(y, at + j, LANES, v, streaming)
         if stop < width:
             k, p = width - stop, at + stop
-            v = output(dy, x, residual, fused, weight, bias, p, k, a, pitch, stop, activation)
-            put(y, p, k, v, False)
+            put(y, p, k, output(dy, inputs, i, p, k, a, pitch, stop, activation), False)
 
 
 @inline
 def apply_mixed_strip(
-    y, dy, x, residual, fused, w, b, start, m, c, width, narrow, exact, wide, pitch, activation
+    y, dy, inputs, start, m, c, width, narrow, exact, wide, pitch, activation
 ):  # fmt: skip
-    """`apply_strip` where some columns need float64 (`coefficients.put_forward`).
+    """`apply_strip` where some columns need float64 (`layers.put_coefficients`).
 
     All are computed in both precisions and each lane takes its own, so that no column's bits
     depend on its neighbours.
@@ -174,8 +183,8 @@ def apply_mixed_strip(
     for i in range(m):
         for j in range(0, width, LANES):
             p, k = start + i * c + j, min(LANES, width - j)
-            e = output(dy, x, residual, fused, w[i], b[i], p, k, exact, pitch, j, activation)
-            a = output(dy, x, residual, fused, w[i], b[i], p, k, narrow, pitch, j, activation)
+            e = output(dy, inputs, i, p, k, exact, pitch, j, activation)
+            a = output(dy, inputs, i, p, k, narrow, pitch, j, activation)
             put(y, p, k, where(load(wide, j), cast(e, a), a), False)
 
 
@@ -185,9 +194,9 @@ def row_part(s1, s2, dy, x, p, k, a, kept, pitch, j):
     high, low, scale = (
         load(a, HIGH * pitch + j),
         load(a, LOW * pitch + j),
-        load(a, FACTOR * pitch + j),
+        load(a, SCALE * pitch + j),
     )
-    h, flags, zero = cast(get(dy, p, k), scale), load(kept, j), scale - scale
+    h, flags, zero = cast(get(dy, p, k), scale), load(kept, j), first(scale, 0)
     x_hat = ((cast(get(x, p, k), scale) - high) - low) * scale
     s1 = s1 + cast(first(where(flags, h * x_hat, zero), k), s1)
     return s1, s2 + cast(first(where(flags, h, zero), k), s2)
@@ -212,59 +221,56 @@ def add_row_sums(parts, at, m, dy, x, start, c, width, a, kept, pitch):
 
 
 @inline
-def input_gradient(dy, x, addend, fused, w, p, k, a, kept, pitch, j):
-    """The dx of k elements from p on; in columns that do not count the addend or 0."""
+def input_gradient(inputs, i, p, k, a, kept, pitch, j):
+    """The dx of k elements of row i from p on; where a column does not count, the addend or 0."""
+    dy, x, addend, fused, w = inputs
     coefficients = (
         load(a, HIGH * pitch + j),
         load(a, LOW * pitch + j),
-        load(a, FACTOR * pitch + j),
+        load(a, SCALE * pitch + j),
         load(a, SLOPE * pitch + j),
-        load(a, DY_HIGH * pitch + j),
-        load(a, DY_LOW * pitch + j),
+        load(a, G_HIGH * pitch + j),
+        load(a, G_LOW * pitch + j),
     )
-    scale = coefficients[2]
-    dx = weighted_gradient(cast(get(dy, p, k), scale), w, get(x, p, k), coefficients)
-    dx = where(load(kept, j), dx, scale - scale)
+    h = cast(get(dy, p, k), coefficients[2])
+    dx = where(load(kept, j), gradient(h, w[i], get(x, p, k), coefficients), first(h, 0))
     if fused:
         dx = dx + cast(get(addend, p, k), dx)
     return dx
 
 
 @inline
-def grads_strip(
-    dx, dy, x, addend, fused, w, start, m, c, width, a, kept, pitch, streaming
-):  # fmt: skip
+def grads_strip(dx, inputs, start, m, c, width, a, kept, pitch, streaming):
     """Set the dx of a strip."""
     for i in range(m):
         at = start + i * c
-        weight, lead = w[i], head(dx, at, width, streaming)
+        lead = head(dx, at, width, streaming)
         stop = lead + (width - lead) // LANES * LANES
         if lead > 0:
-            v = input_gradient(dy, x, addend, fused, weight, at, lead, a, kept, pitch, 0)
-            put(dx, at, lead, v, False)
+            put(dx, at, lead, input_gradient(inputs, i, at, lead, a, kept, pitch, 0), False)
         for j in range(lead, stop, LANES):
-            v = input_gradient(dy, x, addend, fused, weight, at + j, LANES, a, kept, pitch, j)
+            v = input_gradient(inputs, i, at + j, LANES, a, kept, pitch, j)
             put(dx, at + j, LANES, v, streaming)
         if stop < width:
             k, p = width - stop, at + stop
-            v = input_gradient(dy, x, addend, fused, weight, p, k, a, kept, pitch, stop)
-            put(dx, p, k, v, False)
+            put(dx, p, k, input_gradient(inputs, i, p, k, a, kept, pitch, stop), False)
 
 
 @inline
 def mixed_grads_strip(
-    dx, parts, at, dy, x, addend, fused, w, start, m, c, width, narrow, exact, wide, kept, pitch
+    dx, parts, at, inputs, start, m, c, width, narrow, exact, wide, kept, pitch
 ):  # fmt: skip
     """`add_row_sums` and `grads_strip` where some columns need float64, as `apply_mixed_strip`."""
+    dy, x = inputs[0], inputs[1]
     for i in range(m):
         s1, s2 = splat(0.0), splat(0.0)
         for j in range(0, width, LANES):
-            p, k, flags = start + i * c + j, min(LANES, width - j), load(wide, j)
+            p, k = start + i * c + j, min(LANES, width - j)
             r1, _ = row_part(s1, s2, dy, x, p, k, narrow, kept, pitch, j)
             e1, s2 = row_part(s1, s2, dy, x, p, k, exact, kept, pitch, j)
-            s1 = where(flags, e1, r1)
-            a = input_gradient(dy, x, addend, fused, w[i], p, k, narrow, kept, pitch, j)
-            e = input_gradient(dy, x, addend, fused, w[i], p, k, exact, kept, pitch, j)
-            put(dx, p, k, where(flags, cast(e, a), a), False)
+            s1 = where(load(wide, j), e1, r1)
+            a = input_gradient(inputs, i, p, k, narrow, kept, pitch, j)
+            e = input_gradient(inputs, i, p, k, exact, kept, pitch, j)
+            put(dx, p, k, where(load(wide, j), cast(e, a), a), False)
         parts[at + i] += sum_lanes(s1)
         parts[at + m + i] += sum_lanes(s2)

@@ -11,8 +11,8 @@ Residuals come with a flag, because an absent one is an array of length 0.
 from __future__ import annotations
 
 from .activations import activated, activation_slope
-from .coefficients import DY_MEAN, HIGH, LOW, REST, SCALE, SHIFT, SLOPE
-from .intrinsics import LANES, cast, first, load, load_part, muladd
+from .coefficients import DY_MEAN, EMPTY, HIGH, LOW, REST, SCALE, SHIFT, SLOPE
+from .intrinsics import LANES, cast, first, load, load_part, muladd, where
 from .jit import inline
 
 
@@ -143,3 +143,69 @@ def zero(i, k, coefficients, arrays):
     """Dx of an element that does not count; dy must not be read, it may be NaN."""
     (dy,) = arrays
     return first(get(dy, i, k), 0)
+
+
+# The same where some columns need float64: all are computed in both precisions and each lane takes
+# its own, so that no column's bits depend on its neighbours.
+
+
+@inline
+def mixed_forward(a, cells, j):
+    """(narrow, exact, kinds) of the columns from j on."""
+    narrow, exact, kind = a
+    return forward_vectors(narrow, cells, j), forward_vectors(exact, cells, j), load(kind, j)
+
+
+@inline
+def mixed_backward(a, cells, j):
+    """(narrow, exact, kinds) of the columns from j on."""
+    narrow, exact, kind = a
+    return backward_vectors(narrow, cells, j), backward_vectors(exact, cells, j), load(kind, j)
+
+
+@inline
+def mixed_scale(a, cells, j):
+    """(narrow, exact, kinds) of the columns from j on."""
+    narrow, exact, kind = a
+    return scale_vectors(narrow, cells, j), scale_vectors(exact, cells, j), load(kind, j)
+
+
+@inline
+def mixed_normalized(v, coefficients):
+    """`normalized` in the dtype of v; where nothing counts, the shift."""
+    narrow, exact, kinds = coefficients
+    z = where(kinds, cast(normalized(v, exact), v), normalized(v, narrow))
+    return where(kinds - EMPTY, z, narrow[SHIFT])
+
+
+@inline
+def mixed_fused(i, k, coefficients, arrays):
+    """`fused`."""
+    x, _, given = arrays
+    return finished(mixed_normalized(get(x, i, k), coefficients), i, k, given)
+
+
+@inline
+def mixed_before_activation(i, k, coefficients, arrays):
+    """`before_activation`."""
+    dy, x, _, (residual, adds, activation) = arrays
+    z = mixed_normalized(get(x, i, k), coefficients)
+    if adds:
+        z = z + get(residual, i, k)
+    return get(dy, i, k) * activation_slope(z, activation)
+
+
+@inline
+def mixed_gradient(i, k, coefficients, arrays):
+    """`gradient`."""
+    narrow, exact, kinds = coefficients
+    a = gradient(i, k, narrow, arrays)
+    return where(kinds, cast(gradient(i, k, exact, arrays), a), a)
+
+
+@inline
+def mixed_scaled(i, k, coefficients, arrays):
+    """`scaled`."""
+    narrow, exact, kinds = coefficients
+    a = scaled(i, k, narrow, arrays)
+    return where(kinds, cast(scaled(i, k, exact, arrays), a), a)
