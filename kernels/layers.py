@@ -91,13 +91,10 @@ def put_gradient(narrow, exact, pitch, j, mean, rest, rstd, g, through_x, count)
 
 @inline
 def gradient(h, w, v, coefficients):
-    """The dx of the lanes h of dy and v of x, in the dtype of the coefficients.
-
-    weight * dy meets its mean unrounded.
-    """
+    """The dx of the lanes h of dy and v of x, in the dtype of the coefficients."""
     high, low, scale, slope, g_high, g_low = coefficients
     through_x = muladd((cast(v, high) - high) - low, slope, g_low)
-    return (muladd(h, w, 0.0 - g_high) - through_x) * scale
+    return ((h * w - g_high) - through_x) * scale
 
 
 @inline

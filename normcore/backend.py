@@ -269,7 +269,7 @@ def warmup(dtypes: Sequence[Any] = (np.float32, np.float64)) -> None:
     Parameters
     ----------
     dtypes : sequence of dtype
-        The dtypes of x that will be used, float32 or float64.
+        The dtypes of x that will be used: float64, float32, float16 or bfloat16 (ml_dtypes).
 
     Raises
     ------
@@ -285,8 +285,8 @@ def warmup(dtypes: Sequence[Any] = (np.float32, np.float64)) -> None:
     """
     wanted = [np.dtype(dtype) for dtype in dtypes]
     for dtype in wanted:
-        if dtype.type not in (np.float32, np.float64):
-            raise TypeError(f"dtypes: expected float32 or float64, got {dtype}")
+        if dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+            raise TypeError(f"dtypes: expected float64, float32, float16 or bfloat16, got {dtype}")
     if not wanted:
         return
     load("numba")

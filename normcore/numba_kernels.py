@@ -2,10 +2,12 @@
 
 Imported only when Numba is wanted, because importing Numba costs 0.2 s.
 
-Numba compiles a kernel once per combination of argument types, at 1 to 10 s each. So that there
+Numba compiles a kernel once per combination of argument types, at 1 to 20 s each. So that there
 is one combination per dtype of x, arrays are passed flat, read-only arrays through a writeable
-alias (Numba types them apart; no kernel writes to an input), and everything that is per channel
-as a float64 array, also where weight or bias is None.
+alias (Numba types them apart; no kernel writes to an input), statistics and parameters as float64
+arrays, also where weight or bias is None, and every other array that is absent as one of length 0.
+
+Numba knows neither float16 nor bfloat16: their bits are passed, as int16 and uint16.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 from numba import threading_layer  # type: ignore[attr-defined]  # exported without __all__
 
-from .kernels import nc, nchw, running, table
+from .kernels import cols, nc, nchw, rows, running, table
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +28,12 @@ Array = np.ndarray[Any, Any]
 # on concurrent calls; also until the first parallel call has shown which layer it is.
 _parallel = threading.Lock()
 
-_STATISTICS = ("mean", "m2", "var", "rstd", "sum_dy", "sum_dy_xmu")
+_ELEMENTS = ("x", "y", "dy", "dx", "g", "residual", "addend", "total")
+_STATISTICS = (
+    *("mean", "m2", "var", "rstd", "r", "d", "sum_dy", "sum_dy_xmu"),
+    *("running_mean", "running_var"),
+)
+_BITS = {"float16": np.int16, "bfloat16": np.uint16}
 
 
 class _Alias:
@@ -42,6 +49,14 @@ def _flat(x: Array) -> Array:
     return (x if x.flags.writeable else np.asarray(_Alias(x))).reshape(-1)
 
 
+def _elements(x: Array) -> Array:
+    return _flat(x if x.dtype.itemsize != 2 else x.view(_BITS[x.dtype.name]))
+
+
+def _numbers(values: Array) -> Array:
+    return _flat(values.astype(np.float64, copy=False))
+
+
 def _layer_is_safe() -> bool:
     try:
         return cast(str, threading_layer()) != "workqueue"
@@ -55,13 +70,16 @@ class _Kernel:
     def __init__(self, module: Any, kernel: Any) -> None:
         self.parallel = getattr(module, kernel.name)
         self.serial = self.parallel.serial
-        self.dtypes: set[str] = set()
+        self.dtypes: set[np.dtype[Any]] = set()
         """Dtypes of x that `compile` has compiled for."""
         names = kernel.arguments
         self.x = names.index("x")
-        self.c = names.index("c")
-        self.full = [i for i, name in enumerate(names) if name in ("x", "y", "dx", "dy")]
-        self.statistics = [i for i, name in enumerate(names) if name in _STATISTICS]
+        self.weights = names.index("m" if kernel.family in ("rows", "cols") else "c")
+        """The size that says how long weight is."""
+        self.elements = [i for i, name in enumerate(names) if name in _ELEMENTS]
+        self.masks = [i for i, name in enumerate(names) if name == "mask"]
+        statistics = set(_STATISTICS) - set(table.SIZES[kernel.family])  # r is also a size
+        self.statistics = [i for i, name in enumerate(names) if name in statistics]
         self.parameters = [
             (i, float(name == "weight"))
             for i, name in enumerate(names)
@@ -71,17 +89,23 @@ class _Kernel:
 
     def __call__(self, *arguments: Any) -> None:
         given = list(arguments)
-        for i in self.full:
-            given[i] = _flat(given[i])
+        for i in self.elements:
+            if given[i] is not None:
+                given[i] = _elements(given[i])
+        for i in self.elements:
+            if given[i] is None:
+                given[i] = given[self.x][:0]
+        for i in self.masks:
+            given[i] = np.empty(0, np.uint8) if given[i] is None else _flat(given[i])
         for i in self.statistics:
-            given[i] = _flat(given[i].astype(np.float64, copy=False))
+            given[i] = np.empty(0) if given[i] is None else _numbers(given[i])
         for i, default in self.parameters:
             if given[i] is None:
-                given[i] = np.full(given[self.c], default)
+                given[i] = np.full(given[self.weights], default)
             else:
-                given[i] = _flat(given[i].astype(np.float64, copy=False))
+                given[i] = _numbers(given[i])
         for i in self.gradients:
-            given[i] = np.empty(given[self.c])
+            given[i] = np.empty(given[i].size)
         self._run(given)
         for i in self.gradients:
             arguments[i][...] = given[i]
@@ -103,13 +127,13 @@ class _Kernel:
         """Compile both twins for the dtype of x, by calling them."""
         self(*arguments[:-1], 1)
         self(*arguments[:-1], 2)
-        self.dtypes.add(arguments[self.x].dtype.char)
+        self.dtypes.add(arguments[self.x].dtype)
 
     def unless_it_waits(self, fallback: Callable[..., None]) -> Callable[..., None]:
         """The kernel for the dtypes that it was compiled for, else `fallback`."""
 
         def call(*arguments: Any) -> None:
-            compiled = arguments[self.x].dtype.char in self.dtypes
+            compiled = arguments[self.x].dtype in self.dtypes
             (self if compiled else fallback)(*arguments)
 
         return call
@@ -122,7 +146,7 @@ def _update(
     running.update(running_mean, running_var, count, *rest)
 
 
-_families = {"nchw": nchw, "nc": nc}
+_families = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols}
 _kernels = {
     (kernel.family, kernel.name): _Kernel(_families[kernel.family], kernel)
     for kernel in table.KERNELS
@@ -149,17 +173,22 @@ def compiled_passes(family: str, fallback: Any) -> Any:
 
 def warm(dtype: np.dtype[Any]) -> None:
     """Compile every kernel for x of one dtype."""
-    sizes = {"nchw": (1, 1, 8), "nc": (1, 8, 1)}
-    one = np.ones(1)  # per channel
-    values: dict[str, Any] = {"eps": 1e-5, "training": True, "count": 8.0, "threads": 1}
-    values |= {name: np.ones(8, dtype) for name in ("y", "x", "dy", "dx")}
+    sizes = {"nchw": (1, 1, 8), "nc": (1, 8, 1), "rows": (1, 8), "cols": (1, 8, 1)}
+    absent = dict.fromkeys(("residual", "mask", "weight", "bias"))
     for kernel in table.KERNELS:
-        if kernel.family in sizes:
-            named = dict(zip(table.SIZES[kernel.family], sizes[kernel.family], strict=True))
-            call = _kernels[kernel.family, kernel.name]
-            call.compile(*((values | named).get(name, one) for name in kernel.arguments))
+        if kernel.family not in sizes:
+            continue
+        values: dict[str, Any] = {"eps": 1e-5, "activation": 0, "training": True, "count": 8.0}
+        values |= {"r_max": 3.0, "d_max": 5.0, "threads": 1, **absent}
+        values |= {name: np.ones(8, dtype) for name in _ELEMENTS if name not in absent}
+        values |= {name: np.ones(1) for name in _STATISTICS}
+        length = 8 if kernel.family in ("rows", "cols") else 1
+        values |= {name: np.empty(length) for name in ("dweight", "dbias")}
+        values |= zip(table.SIZES[kernel.family], sizes[kernel.family], strict=True)
+        _kernels[kernel.family, kernel.name].compile(*(values[name] for name in kernel.arguments))
+    parameter = dtype if dtype.itemsize > 2 else np.dtype(np.float32)
     for tracked in (None, np.array(0)):
         update.update(
-            *(np.ones(1, dtype), np.ones(1, dtype), tracked, np.ones(1), np.ones(1)),
+            *(np.ones(1, parameter), np.ones(1, parameter), tracked, np.ones(1), np.ones(1)),
             *(0.1, 8, False),
         )
