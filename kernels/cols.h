@@ -36,7 +36,7 @@ typedef struct {
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
                              const Strip *strip, const Affine *affine, int activation, int stream);
     void (*grads)(void *dx, const void *dy, const void *x, const void *addend, const Strip *strip,
-                  const void *weight, double *dweight, double *dbias, int stream);
+                  const void *weight, double *dweight, double *dbias, void *buffer, int stream);
 } Cols;
 
 /* Rows that share one load and store of the columns' totals, and are asked for ahead. */
@@ -105,8 +105,7 @@ KERNEL void NAME(col_shifts)(double *shift, const void *from, const Strip *strip
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             k[u] = load_f64(shift + j + u * DOUBLES);                                          \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            q[u] = load_f64(square + j + u * DOUBLES);                                         \
+            s[u] = q[u] = (vec_f64){0};                                                        \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
@@ -119,8 +118,8 @@ KERNEL void NAME(col_shifts)(double *shift, const void *from, const Strip *strip
             }                                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(square + j + u * DOUBLES, q[u]);                                         \
+            add_lanes_f64(sum + j + u * DOUBLES, s[u]);                                        \
+            add_lanes_f64(square + j + u * DOUBLES, q[u]);                                     \
         }                                                                                      \
     }
 
@@ -341,14 +340,28 @@ INLINE VEC NAME(col_grad)(NAME(RowParts) *parts, VEC dy, VEC x, VEC hi, VEC lo, 
     return rstd * ((w * gradient - mean_hi) - (deviation * slope + mean_lo));
 }
 
-/* dx, and what the strip adds to dweight and dbias. dx may be dy, x or addend. */
+/* As ALONG, but always from the first element on: sums over the row must not depend on where in
+   memory it begins. */
+#define ALONG_FROM_FIRST(OUT, VALUE)                                                           \
+    {                                                                                          \
+        ptrdiff_t j = 0;                                                                       \
+        for (; j + WIDTH <= cols; j += WIDTH)                                                  \
+            NAME(store)(OUT + j, VALUE(WHOLE, WHOLE_KEPT));                                    \
+        if (j < cols) {                                                                        \
+            const ptrdiff_t k = cols - j;                                                      \
+            NAME(store_some)(OUT + j, VALUE(SOME, SOME_KEPT), k);                              \
+        }                                                                                      \
+    }
+
+/* dx, and what the strip adds to dweight and dbias. dx may be dy, x or addend. What is streamed
+   goes through `buffer`, room for one row of the strip. */
 KERNEL void NAME(col_grads)(void *to, const void *from_dy, const void *from_x,
                             const void *from_addend, const Strip *strip, const void *weight,
-                            double *dweight, double *dbias, int stream) {
+                            double *dweight, double *dbias, void *buffer, int stream) {
     PACKED;
     const REAL *slope = hi + NORM_SLOPE * strip->room, *g_hi = hi + NORM_G_HI * strip->room;
     const REAL *g_lo = hi + NORM_G_LO * strip->room;
-    STORE *dx = to;
+    STORE *dx = to, *copy = buffer;
     const STORE *dy = from_dy, *x = from_x, *addend = from_addend;
     for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const REAL w = ((const REAL *)weight)[r];
@@ -372,10 +385,15 @@ KERNEL void NAME(col_grads)(void *to, const void *from_dy, const void *from_x,
     NAME(col_grad)(&parts, STORED(dy), STORED(x), KEPT(hi), KEPT(lo), KEPT(rstd), KEPT(slope), \
                    KEPT(g_hi), KEPT(g_lo), w)
 #define ADDED(STORED, KEPT) (GRADIENT(STORED, KEPT) + STORED(addend))
+            STORE *out = stream ? copy : dx;
             if (addend == NULL)
-                ALONG(dx, GRADIENT)
+                ALONG_FROM_FIRST(out, GRADIENT)
             else
-                ALONG(dx, ADDED)
+                ALONG_FROM_FIRST(out, ADDED)
+#define COPY(STORED, KEPT) STORED(copy)
+            if (stream)
+                ALONG(dx, COPY)
+#undef COPY
 #undef ADDED
 #undef GRADIENT
             NAME(flush)(&parts);
@@ -396,6 +414,7 @@ static const Cols NAME(cols) = {
 };
 
 #undef PACKED
+#undef ALONG_FROM_FIRST
 #undef ALONG
 #undef WHOLE
 #undef WHOLE_KEPT

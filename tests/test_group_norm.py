@@ -1,5 +1,7 @@
 """Group norm: groups, wrong arguments, identities, PyTorch as oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 from arrays import assert_close
@@ -73,14 +75,33 @@ def test_axes_of_one_element(backend, shape):
             np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_every_memory_order(backend):
+    x = np.random.default_rng(0).standard_normal((2, 4, 1, 6))
+    for order in itertools.permutations(range(4)):
+        lying = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        for axis, groups in ((1, 2), (2, 1), (3, 3)):
+            y, mean, rstd = group_norm_forward(lying, groups, axis=axis)
+            first = np.moveaxis(x, axis, 1)
+            grouped = first.reshape(2, groups, -1)
+            expected = grouped - grouped.mean(-1, keepdims=True)
+            expected /= np.sqrt(grouped.var(-1, keepdims=True) + 1e-5)
+            found = np.moveaxis(y, axis, 1)
+            np.testing.assert_allclose(found, expected.reshape(first.shape), rtol=1e-12, atol=1e-14)
+            dx = group_norm_backward(x, lying, mean, rstd, groups, axis=axis).dx
+            plain = group_norm_backward(x, x, mean, rstd, groups, axis=axis).dx
+            np.testing.assert_allclose(dx, plain, rtol=1e-10, atol=1e-12)
+
+
 def test_channels_first_is_channels_last(backend):
-    # The blocks differ (runs of a channel there, rows of channels here), and so do the last digits
-    # of the float64 sums. float32 rounds the difference away, but for 1 ulp near a tie.
-    x = np.random.default_rng(0).normal(3, 2, (4, 32, 9, 11)).astype(np.float32)
-    weight, bias = np.random.default_rng(1).standard_normal((2, 32)).astype(np.float32)
-    first = group_norm(x, 8, weight, bias)
-    last = group_norm(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), 8, weight, bias, axis=-1)
-    np.testing.assert_array_max_ulp(first + 100, last.transpose(0, 3, 1, 2) + 100, 2)
+    # The blocks differ (runs of a channel there, rows of channels here), so that the float64 sums
+    # differ in their last digits: no bit of float32 here (numpy, cython), 1 ulp each of mean and
+    # rstd near a tie.
+    for offset in (0, 3, 1000):
+        x = np.random.default_rng(0).normal(offset, 2, (4, 32, 9, 11)).astype(np.float32)
+        weight = np.random.default_rng(1).standard_normal(32).astype(np.float32)
+        first = group_norm(x, 8, weight)
+        last = group_norm(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), 8, weight, axis=-1)
+        np.testing.assert_array_max_ulp(first, last.transpose(0, 3, 1, 2), 2)
 
 
 def test_one_value_per_group():

@@ -147,7 +147,7 @@ def test_channels_first_is_channels_last(backend):
     x = np.random.default_rng(0).normal(3, 2, (4, 32, 9, 11)).astype(np.float32)
     first = instance_norm(x)
     last = instance_norm(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), axis=-1)
-    np.testing.assert_array_max_ulp(first + 100, last.transpose(0, 3, 1, 2) + 100, 2)
+    np.testing.assert_array_max_ulp(first, last.transpose(0, 3, 1, 2), 2)
 
 
 def test_is_group_norm_with_a_channel_in_each_group(backend):

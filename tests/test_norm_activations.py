@@ -128,6 +128,23 @@ def test_add_then_normalize(backend, norm, dtype):
     assert_close(out, t.dx + dtotal, tolerance(dtype))
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("norm", ADDED, **BY_NAME)
+def test_halves_are_added_and_rounded_then_normalized(backend, norm, half):
+    if half == "bfloat16":
+        ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    dtype = np.dtype(ml_dtypes.bfloat16 if half == "bfloat16" else half)
+    p = problem(norm, dtype)
+    y, total, *saved = add(norm, "_forward", p.x, p.residual, norm.parameters, eps=1e-5)
+    assert y.dtype == total.dtype == dtype
+    exact = p.x.astype(np.float32) + p.residual.astype(np.float32)
+    np.testing.assert_array_equal(total, exact.astype(dtype))
+    expected, statistics = norm.forward(total)
+    np.testing.assert_array_equal(y, expected)
+    for found, other in zip(saved, statistics, strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("norm", ADDED, **BY_NAME)
 def test_out_of_add_then_normalize(backend, norm):
     p = problem(norm)
@@ -158,6 +175,8 @@ def test_wrong_out_of_add_then_normalize():
         F.add_rms_norm(x, x[1:], 4)
     with pytest.raises(ValueError, match="dtotal: expected x's shape"):
         F.add_rms_norm_backward(x, x[1:], x, np.ones(3), 4)
+    with pytest.raises(TypeError, match="total: expected dtype"):
+        F.add_rms_norm_backward(x, x, x.astype(int), np.ones(3), 4)
 
 
 def test_add_then_normalize_nothing(backend):

@@ -116,8 +116,10 @@ def test_elements_of_layer_norm(backend, norm):
         t = truth(norm, p.x, p.dy, p.weight, p.bias, mask=np.broadcast_to(mask, norm.shape))
         y, saved = norm.forward(p.x, p.weight, p.bias, mask=mask)
         gradients = norm.backward(p.dy, p.x, saved, p.weight, mask=mask)
-        assert_close(y, t.y, 1e-14)
-        assert_close(gradients.dx, t.dx, 1e-14)
+        # Where two near values are left, rounding grows with rstd.
+        bound = 4e-15 * max(1, t.rstd.max())
+        assert_close(y, t.y, bound)
+        assert_close(gradients.dx, t.dx, bound)
         assert_close(gradients.dweight, t.dweight, 1e-14, t.summands)
 
 

@@ -166,7 +166,7 @@ def add_layer_norm_backward(
     """
     found = layer_passes.backward(
         *(dy, total, mean, rstd, normalized_shape, weight, axis, out),
-        *(None, dtotal, True),
+        *(None, dtotal, True, "total"),
     )
     return Gradients(*found)
 
@@ -307,6 +307,6 @@ def add_rms_norm_backward(
     """
     found = layer_passes.backward(
         *(dy, total, None, rstd, normalized_shape, weight, axis, out),
-        *(None, dtotal, False),
+        *(None, dtotal, False, "total"),
     )
     return RMSGradients(*found[:2])

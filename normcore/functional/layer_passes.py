@@ -45,9 +45,9 @@ class LayerInput(Input[LayerView]):
         return found
 
 
-def prepare(x: Any, normalized_shape: Any, axis: Any, mask: Any) -> LayerInput:
-    """Check x, normalized_shape, axis and mask, and find the view."""
-    x = check.array("x", x)
+def prepare(x: Any, normalized_shape: Any, axis: Any, mask: Any, name: str = "x") -> LayerInput:
+    """Check x (by its name), normalized_shape, axis and mask, and find the view."""
+    x = check.array(name, x)
     along = axes.normalized_axes(x, axes.lengths(normalized_shape), axis)
     if mask is None:
         x, view = layer(x, along)
@@ -146,9 +146,10 @@ def backward(
     mask: Any,
     addend: Any,
     centre: bool,
+    name: str = "x",
 ) -> tuple[Array, Array, Array]:
     """(dx, dweight, dbias); addend, the gradient that comes past the norm, is added to dx."""
-    given = prepare(x, normalized_shape, axis, mask)
+    given = prepare(x, normalized_shape, axis, mask, name)
     x, view, mask = given.x, given.view, given.mask
     dy = given.alike("dy", dy)
     mean = given.saved("mean", mean) if centre else None
