@@ -278,7 +278,10 @@ cdef int take_mask(Job *job, object mask) except -1:
     job.mask = mask_data(mask)
     if job.mask != NULL:
         job.plan.q = cnp.PyArray_SIZE(mask) // max(1, job.plan.r)
-        if job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0 or job.m % job.plan.q != 0:
+        if (
+            job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0
+            or job.m % job.plan.q != 0
+        ):
             if job.size > 0:
                 refuse("mask", f"{job.plan.r} rows of a divisor of {job.m} elements", mask.shape)
             job.mask = NULL

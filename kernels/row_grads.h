@@ -1,0 +1,151 @@
+/* Gradients of rows: dx, and their part of dweight and dbias. Included by rows.h, once per storage
+   type. */
+
+/* One row in float64. */
+INLINE void NAME(wide_grads)(const RowGrads *at, const Norm *row, ptrdiff_t r) {
+    STORE *dx = (STORE *)at->dx + r * at->pitch;
+    const STORE *dy = (const STORE *)at->dy + r * at->pitch;
+    const STORE *x = (const STORE *)at->x + r * at->pitch;
+    const STORE *addend = at->addend == NULL ? NULL : (const STORE *)at->addend + r * at->pitch;
+    const REAL *weight = at->weight;
+    for (ptrdiff_t j = 0; j < at->len; j++) {
+        const double gradient = NAME(get)(dy + j), g = gradient * weight[j];
+        const double deviation = (NAME(get)(x + j) - row->hi) - row->lo;
+        const double found = row->rstd * ((g - row->mean_g_hi) -
+                                          (deviation * row->slope + row->mean_g_lo));
+        at->dweight[j] += gradient * (deviation * row->rstd);
+        at->dbias[j] += gradient;
+        NAME(put)(dx + j, (REAL)(addend == NULL ? found : found + NAME(get)(addend + j)));
+    }
+}
+
+/* Columns j to j + vectors * WIDTH or, if k is not 0, to j + k, of all rows; dx of the first row
+   goes to `dx`, of the next one dx_pitch elements after it. */
+INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *at,
+                           const REAL (*coefficients)[6], ptrdiff_t j, const int vectors,
+                           const ptrdiff_t k, const int stream, const int added) {
+    const STORE *dy = (const STORE *)at->dy + j, *x = (const STORE *)at->x + j;
+    const STORE *addend = (const STORE *)at->addend + (added ? j : 0);
+    const REAL *weight = (const REAL *)at->weight + j;
+    VEC w[STRIP_VECTORS], dweight[STRIP_VECTORS], dbias[STRIP_VECTORS];
+#define STORED(p) (k ? NAME(load_some)(p, k) : NAME(load)((p) + u * WIDTH))
+    UNROLLED
+    for (int u = 0; u < vectors; u++) {
+        w[u] = k ? COMPUTE(load_some)(weight, k) : COMPUTE(load)(weight + u * WIDTH);
+        dweight[u] = dbias[u] = (VEC){0};
+    }
+    for (ptrdiff_t r = 0; r < at->rows; r++) {
+        const REAL hi = coefficients[r][0], lo = coefficients[r][1], rstd = coefficients[r][2];
+        const REAL slope = coefficients[r][3];
+        const REAL mean_hi = coefficients[r][4], mean_lo = coefficients[r][5];
+        UNROLLED
+        for (int u = 0; u < vectors; u++) {
+            if ((u * WIDTH) % LINE == 0)
+                __builtin_prefetch(dy + TOGETHER * at->pitch + u * WIDTH, 0, 2);
+            const VEC gradient = STORED(dy), deviation = (STORED(x) - hi) - lo;
+            VEC found =
+                rstd * ((w[u] * gradient - mean_hi) - (deviation * slope + mean_lo));
+            if (added)
+                found += STORED(addend);
+            dweight[u] += gradient * (deviation * rstd);
+            dbias[u] += gradient;
+            if (k)
+                NAME(store_some)(dx, found, k);
+            else if (stream)
+                NAME(stream)(dx + u * WIDTH, found);
+            else
+                NAME(store)(dx + u * WIDTH, found);
+        }
+        dy += at->pitch;
+        x += at->pitch;
+        dx += dx_pitch;
+        if (added)
+            addend += at->pitch;
+    }
+#undef STORED
+    if (k) {
+        for (ptrdiff_t i = 0; i < k; i++) {
+            at->dweight[j + i] += dweight[0][i];
+            at->dbias[j + i] += dbias[0][i];
+        }
+        return;
+    }
+    UNROLLED
+    for (int u = 0; u < vectors; u++) {
+        COMPUTE(add_lanes)(at->dweight + j + u * WIDTH, dweight[u]);
+        COMPUTE(add_lanes)(at->dbias + j + u * WIDTH, dbias[u]);
+    }
+}
+
+INLINE void NAME(strip_grads)(const RowGrads *at, const REAL (*coefficients)[6], ptrdiff_t j,
+                              const int vectors, const ptrdiff_t k, const int stream,
+                              const int added) {
+    NAME(strip_to)((STORE *)at->dx + j, at->pitch, at, coefficients, j, vectors, k, stream, added);
+}
+
+INLINE void NAME(all_strips)(const RowGrads *at, const REAL (*coefficients)[6], const int stream,
+                             const int added) {
+    /* Rows that lie end to end and begin in the middle of a line share that line with the row
+       before: it is put together here and streamed whole. Stored in two parts, it was first read
+       from memory: (32768, 256) took 2.2 of the triad. */
+    STORE lines[TOGETHER + 1][LINE] __attribute__((aligned(64)));
+    const ptrdiff_t head =
+        at->len >= 4 * LINE ? line_head(at->dx, sizeof(STORE), at->len) : 0;
+    const ptrdiff_t before = LINE - head;
+    const int shared = stream && head > 0 && at->rows > 1 && at->len % LINE == 0;
+    const ptrdiff_t last = shared ? at->len - before : at->len;
+    STORE *dx = (STORE *)at->dx;
+    ptrdiff_t j = 0, k;
+    for (; j < head; j += k) {
+        k = head - j < WIDTH ? head - j : WIDTH;
+        if (shared)
+            NAME(strip_to)(lines[0] + before + j, LINE, at, coefficients, j, 1, k, 0, added);
+        else
+            NAME(strip_grads)(at, coefficients, j, 1, k, 0, added);
+    }
+    for (; j + STRIP_VECTORS * WIDTH <= last; j += STRIP_VECTORS * WIDTH)
+        NAME(strip_grads)(at, coefficients, j, STRIP_VECTORS, 0, stream, added);
+    for (; j + WIDTH <= last; j += WIDTH)
+        NAME(strip_grads)(at, coefficients, j, 1, 0, stream, added);
+    for (; j < at->len; j += k) {
+        k = at->len - j < WIDTH ? at->len - j : WIDTH;
+        if (shared)
+            NAME(strip_to)(lines[1] + (j - last), LINE, at, coefficients, j, 1, k, 0, added);
+        else
+            NAME(strip_grads)(at, coefficients, j, 1, k, 0, added);
+    }
+    if (!shared)
+        return;
+    memcpy(dx, lines[0] + before, head * sizeof(STORE));
+    for (ptrdiff_t r = 1; r < at->rows; r++)
+        for (ptrdiff_t i = 0; i < LINE; i += WIDTH)
+            NAME(stream)(dx + r * at->pitch - before + i, NAME(load)(lines[r] + i));
+    memcpy(dx + at->rows * at->pitch - before, lines[at->rows], before * sizeof(STORE));
+}
+
+/* dx, and what the rows add to dweight and dbias. dx may be dy, x or addend. */
+KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
+    REAL coefficients[TOGETHER][6];
+    /* Streamed only where all rows begin at the same place of a line. */
+    const int stream =
+        at->stream && at->len >= 4 * LINE && (at->rows == 1 || at->pitch % LINE == 0);
+    int wide = 0;
+    for (ptrdiff_t r = 0; r < at->rows; r++) {
+        const double values[6] = {row[r].hi,    row[r].lo,        row[r].rstd,
+                                  row[r].slope, row[r].mean_g_hi, row[r].mean_g_lo};
+        for (int i = 0; i < 6; i++)
+            coefficients[r][i] = (REAL)values[i];
+        wide |= row[r].wide;
+    }
+    if (wide)
+        for (ptrdiff_t r = 0; r < at->rows; r++)
+            NAME(wide_grads)(at, row + r, r);
+    else if (at->addend != NULL && stream)
+        NAME(all_strips)(at, coefficients, 1, 1);
+    else if (at->addend != NULL)
+        NAME(all_strips)(at, coefficients, 0, 1);
+    else if (stream)
+        NAME(all_strips)(at, coefficients, 1, 0);
+    else
+        NAME(all_strips)(at, coefficients, 0, 0);
+}
