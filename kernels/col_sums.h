@@ -48,12 +48,16 @@ KERNEL void NAME(col_sums)(double *sum, const void *from, const Strip *strip,
         ptrdiff_t j = 0;
         SUM_COLUMNS(COL_VECTORS)
         SUM_COLUMNS(1)
-        for (; j < strip->cols; j++)
+        for (; j < strip->cols; j++) {
+            double total = 0.0, squares = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
                 const double d = NAME(get)(x + i * strip->pitch + j) - shift[j];
-                sum[j] += d;
-                square[j] += d * d;
+                total += d;
+                squares += d * d;
             }
+            sum[j] += total;
+            square[j] += squares;
+        }
     }
 }
 #undef SUM_COLUMNS
@@ -64,9 +68,7 @@ KERNEL void NAME(col_sums)(double *sum, const void *from, const Strip *strip,
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             m[u] = load_f64(mean + j + u * DOUBLES);                                           \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            p[u] = load_f64(product + j + u * DOUBLES);                                        \
-            e[u] = load_f64(rest + j + u * DOUBLES);                                           \
+            s[u] = p[u] = e[u] = (vec_f64){0};                                                 \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
@@ -82,9 +84,9 @@ KERNEL void NAME(col_sums)(double *sum, const void *from, const Strip *strip,
             }                                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(product + j + u * DOUBLES, p[u]);                                        \
-            store_f64(rest + j + u * DOUBLES, e[u]);                                           \
+            add_lanes_f64(sum + j + u * DOUBLES, s[u]);                                        \
+            add_lanes_f64(product + j + u * DOUBLES, p[u]);                                    \
+            add_lanes_f64(rest + j + u * DOUBLES, e[u]);                                       \
         }                                                                                      \
     }
 
@@ -100,14 +102,19 @@ KERNEL void NAME(col_grad_sums)(double *sum, const void *from_dy, const void *fr
         ptrdiff_t j = 0;
         SUM_GRADS(COL_VECTORS)
         SUM_GRADS(1)
-        for (; j < strip->cols; j++)
+        for (; j < strip->cols; j++) {
+            double total = 0.0, products = 0.0, deviations = 0.0;
             for (ptrdiff_t i = 0; i < rows; i++) {
                 const double g = NAME(get)(dy + i * strip->pitch + j) * weight[r + i];
                 const double d = NAME(get)(x + i * strip->pitch + j) - mean[j];
-                sum[j] += g;
-                product[j] += g * d;
-                rest[j] += d;
+                total += g;
+                products += g * d;
+                deviations += d;
             }
+            sum[j] += total;
+            product[j] += products;
+            rest[j] += deviations;
+        }
     }
 }
 #undef SUM_GRADS

@@ -47,6 +47,8 @@ cdef Py_ssize_t STRIP_BYTES = 524288
 # Columns of a strip: no fewer, if there are as many, and no more.
 cdef Py_ssize_t STRIP_LEAST = 64
 cdef Py_ssize_t STRIP_MOST = 2048
+# Rows whose sums are added before they go to those of the whole columns.
+cdef Py_ssize_t PART_ROWS = 1024
 
 
 cdef struct Plan:
@@ -61,13 +63,13 @@ cdef struct Plan:
 
 include "layers.pxi"
 
-
 cdef struct Tables:
     # Of one strip: (room,) each, or so many times that.
     Strip strip
     Norm *norms
     double *shift
     double *sums           # (3, room)
+    double *part           # (3, room): of some rows
     char *packed           # (NORM_VALUES + 1, room) in the type that is computed in
     char *buffer           # the last of them
 
@@ -78,7 +80,8 @@ cdef inline Tables tables_of(Job *job, int thread) noexcept nogil:
     tables.norms = <Norm *>(job.spare + thread * job.plan.table_size)
     tables.shift = <double *>(tables.norms + room)
     tables.sums = tables.shift + room
-    tables.packed = <char *>(tables.sums + 3 * room)
+    tables.part = tables.sums + 3 * room
+    tables.packed = <char *>(tables.part + 3 * room)
     tables.buffer = tables.packed + NORM_VALUES * room * job.plan.cols.computed
     tables.strip.rows = job.m
     tables.strip.pitch = job.plan.c
@@ -118,6 +121,28 @@ cdef void pack(Job *job, Tables *tables, Py_ssize_t column) noexcept nogil:
     tables.strip.norms = tables.norms if wide else NULL
 
 
+cdef void strip_sums(Job *job, Tables *tables, Py_ssize_t at) noexcept nogil:
+    # Of a strip that begins at byte `at`, PART_ROWS rows at a time: added one by one, 65537 elements
+    # of float64 lost three bits.
+    cdef Py_ssize_t row = 0, j, from_row, width = 2 if job.dy == NULL else 3
+    cdef double *sums = tables.sums
+    while row < job.m:
+        tables.strip.rows = min(PART_ROWS, job.m - row)
+        from_row = at + row * job.plan.c * job.itemsize
+        if job.dy == NULL:
+            job.plan.cols.sums(sums, job.x + from_row, &tables.strip, tables.shift)
+        else:
+            job.plan.cols.grad_sums(
+                sums, job.dy + from_row, job.x + from_row, job.weight + row, &tables.strip,
+                tables.shift)
+        if row > 0:
+            for j in range(width * job.plan.room):
+                tables.sums[j] += tables.part[j]
+        sums = tables.part
+        row += PART_ROWS
+    tables.strip.rows = job.m
+
+
 cdef void forward_strips(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef Tables tables = tables_of(job, thread)
     cdef Py_ssize_t item, column, at, j
@@ -128,7 +153,7 @@ cdef void forward_strips(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
         memset(tables.shift, 0, job.plan.room * sizeof(double))
         if job.mean != NULL:
             job.plan.cols.first_shifts(tables.shift, job.x + at, &tables.strip)
-        job.plan.cols.sums(tables.sums, job.x + at, &tables.strip, tables.shift)
+        strip_sums(job, &tables, at)
         bad = False
         for j in range(tables.strip.cols):
             if shift_was_bad(
@@ -137,7 +162,7 @@ cdef void forward_strips(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
             ):
                 bad = True
         if bad:
-            job.plan.cols.sums(tables.sums, job.x + at, &tables.strip, tables.shift)
+            strip_sums(job, &tables, at)
         for j in range(tables.strip.cols):
             settle_forward(
                 job, column + j, tables.norms + j, tables.shift[j], tables.sums[j],
@@ -189,9 +214,8 @@ cdef void strip_backward(
     cdef Py_ssize_t column = place(job, tables, item), at = offset(job, column)
     cdef Py_ssize_t j, room = job.plan.room
     for j in range(tables.strip.cols):
-        tables.shift[j] = 0.0 if job.mean == NULL else job.mean[column + j]
-    job.plan.cols.grad_sums(
-        tables.sums, job.dy + at, job.x + at, job.weight, &tables.strip, tables.shift)
+        tables.shift[j] = 0.0 if job.mean == NULL else origin_of(job, job.mean[column + j])
+    strip_sums(job, tables, at)
     for j in range(tables.strip.cols):
         settle_backward(
             job, column + j, tables.norms + j, tables.sums[j], tables.sums[room + j],
@@ -230,7 +254,7 @@ cdef int start_cols(
     plan.strips = max(1, (c + plan.wide - 1) // max(1, plan.wide))
     plan.room = (min(c, plan.wide) + 7) // 8 * 8
     plan.table_size = plan.room * (
-        sizeof(Norm) + 4 * sizeof(double) + (NORM_VALUES + 1) * plan.cols.computed)
+        sizeof(Norm) + 7 * sizeof(double) + (NORM_VALUES + 1) * plan.cols.computed)
     plan.table_size = (plan.table_size + 127) // 64 * 64
     return typenum
 

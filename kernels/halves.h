@@ -59,6 +59,22 @@ INLINE void put_f16(store_t_f16 *p, float value) {
 }
 #endif
 
+/* The nearest half, where there is one: x - shift is then exact in float32, for the sums of halves.
+   With a shift of 24 digits every x of a binade was off by the same 3e-8, and dweight of 200001
+   elements by 2e-6 of its summands' norm. */
+INLINE double nearest_f16(double value) {
+    store_t_f16 half;
+    put_f16(&half, (float)value);
+    const float nearest = get_f16(&half);
+    return isfinite(nearest) ? nearest : (float)value;
+}
+INLINE double nearest_bf16(double value) {
+    store_t_bf16 half;
+    put_bf16(&half, (float)value);
+    const float nearest = get_bf16(&half);
+    return isfinite(nearest) ? nearest : (float)value;
+}
+
 /* FLOATS elements as floats, and back. */
 INLINE vec_f32 load_f16(const store_t_f16 *p) {
 #if defined(__AVX512F__)

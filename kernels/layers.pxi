@@ -72,13 +72,18 @@ cdef inline void split_mean(Job *job, Norm *norm, double hi, double lo, double r
             norm.lo = (hi - norm.hi) + lo
 
 
+cdef inline double origin_of(Job *job, double mean) noexcept nogil:
+    # Where deviations are taken from: the sums of halves are in float32.
+    return <float>mean if job.itemsize == 2 else mean
+
+
 cdef inline bint shift_was_bad(
     Job *job, double sum, double square, double count, double *shift
 ) noexcept nogil:
     # As in passes.pxi: the shift moves to the mean, and the sums are wanted once more.
     cdef double excess = sum * sum / count
     if job.mean != NULL and excess > 0.0 and excess > job.lost * (square - excess):
-        shift[0] += sum / count
+        shift[0] = origin_of(job, shift[0] + sum / count)
         return True
     return False
 
@@ -112,7 +117,7 @@ cdef inline void settle_backward(
         count = 1.0
     if job.mean != NULL:
         # What the rounded mean leaves in the deviations comes off again.
-        mean = job.mean[i]
+        mean = origin_of(job, job.mean[i])
         lo = rest / count
         mean_g = sum / count
         product -= sum * lo

@@ -36,14 +36,16 @@ INLINE void store_some_bf16(store_t_bf16 *p, vec_f32 v, ptrdiff_t k) {
 
 #else
 
+/* Not inlined: a loop between a product and its sum keeps GCC from fusing them, and the bits of an
+   element would depend on whether it stands at an end of its row. */
 #define PARTIAL(SUFFIX, VEC, LENGTH)                                                           \
-    INLINE VEC PASTE(load_some, SUFFIX)(const PASTE(store_t, SUFFIX) * p, ptrdiff_t k) {       \
+    KERNEL VEC PASTE(load_some, SUFFIX)(const PASTE(store_t, SUFFIX) * p, ptrdiff_t k) {       \
         PASTE(store_t, SUFFIX) whole[LENGTH] = {0};                                            \
         for (ptrdiff_t i = 0; i < k; i++)                                                      \
             whole[i] = p[i];                                                                   \
         return PASTE(load, SUFFIX)(whole);                                                     \
     }                                                                                          \
-    INLINE void PASTE(store_some, SUFFIX)(PASTE(store_t, SUFFIX) * p, VEC v, ptrdiff_t k) {    \
+    KERNEL void PASTE(store_some, SUFFIX)(PASTE(store_t, SUFFIX) * p, VEC v, ptrdiff_t k) {    \
         PASTE(store_t, SUFFIX) whole[LENGTH];                                                  \
         PASTE(store, SUFFIX)(whole, v);                                                        \
         for (ptrdiff_t i = 0; i < k; i++)                                                      \

@@ -37,6 +37,8 @@ cdef extern from "simd.h" nogil:
     int is_wide(double mean, double rstd, double scale)
     int is_wide_slope(double slope)
     double lane_sum(const double *lanes)
+    double nearest_f16(double value)
+    double nearest_bf16(double value)
     void stream_fence()
 
 # The elementwise part of a pass.
@@ -121,8 +123,10 @@ cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
 
 cdef void share_shift(Job *job, Py_ssize_t statistic, double shift) noexcept nogil:
     cdef Py_ssize_t i
-    if job.storage == F16 or job.storage == BF16:
-        shift = <float>shift  # halves are added as floats
+    if job.storage == F16:
+        shift = nearest_f16(shift)
+    elif job.storage == BF16:
+        shift = nearest_bf16(shift)
     for i in range(statistic * job.merged, (statistic + 1) * job.merged):
         job.shift[i] = shift
 

@@ -42,11 +42,13 @@ INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *
         for (int u = 0; u < vectors; u++) {
             if ((u * WIDTH) % LINE == 0)
                 __builtin_prefetch(dy + TOGETHER * at->pitch + u * WIDTH, 0, 2);
-            const VEC gradient = STORED(dy), deviation = (STORED(x) - hi) - lo;
+            const VEC gradient = STORED(dy), element = STORED(x);
+            const VEC past = added ? STORED(addend) : (VEC){0};
+            const VEC deviation = (element - hi) - lo;
             VEC found =
                 rstd * ((w[u] * gradient - mean_hi) - (deviation * slope + mean_lo));
             if (added)
-                found += STORED(addend);
+                found += past;
             dweight[u] += gradient * (deviation * rstd);
             dbias[u] += gradient;
             if (k)

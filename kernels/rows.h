@@ -28,7 +28,8 @@ typedef struct {
     ptrdiff_t computed; /* bytes of one element of weight in Affine and RowGrads */
     double (*first_shift)(const void *x, ptrdiff_t len);
     void (*sums)(double *sums, const void *x, ptrdiff_t len, double shift);
-    void (*grad_sums)(double *sums, const void *dy, const void *x, const double *weight,
+    /* weight: floats for halves, else doubles */
+    void (*grad_sums)(double *sums, const void *dy, const void *x, const void *weight,
                       ptrdiff_t len, double mean);
     void (*apply)(void *y, const void *x, const void *residual, ptrdiff_t len, const Norm *row,
                   const Affine *affine, int activation, int stream);
@@ -61,12 +62,14 @@ typedef struct {
 #define SUFFIX f32
 #include "rows.h"
 #undef SUFFIX
+#define HALF
 #define SUFFIX f16
 #include "rows.h"
 #undef SUFFIX
 #define SUFFIX bf16
 #include "rows.h"
 #undef SUFFIX
+#undef HALF
 #undef COMPUTED
 #undef REAL
 #define REAL double
@@ -94,72 +97,7 @@ KERNEL double NAME(row_shift)(const void *from, ptrdiff_t len) {
                    NAME(short_mean)(x + len - taken, 1, taken));
 }
 
-/* sums[0] += x - shift, sums[1] += (x - shift)^2. */
-KERNEL void NAME(row_sums)(double *sums, const void *from, ptrdiff_t len, double shift) {
-    const STORE *x = from;
-    vec_f64 sum[UNROLL] = {0}, square[UNROLL] = {0};
-    ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
-        __builtin_prefetch(x + i + ROW_AHEAD / sizeof(STORE), 0, 2);
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            const vec_f64 d = NAME(widen)(x + i + u * DOUBLES) - shift;
-            sum[u] += d;
-            square[u] += d * d;
-        }
-    }
-    for (; i + DOUBLES <= len; i += DOUBLES) {
-        const vec_f64 d = NAME(widen)(x + i) - shift;
-        sum[0] += d;
-        square[0] += d * d;
-    }
-    double last = 0.0, last_square = 0.0;
-    for (; i < len; i++) {
-        const double d = NAME(get)(x + i) - shift;
-        last += d;
-        last_square += d * d;
-    }
-    sums[0] += vector_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + last;
-    sums[1] += vector_sum((square[0] + square[1]) + (square[2] + square[3])) + last_square;
-}
-
-/* sums[0] += g, sums[1] += g * (x - mean), sums[2] += x - mean, with g = dy * weight. */
-KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *from_x,
-                                const double *weight, ptrdiff_t len, double mean) {
-    const STORE *dy = from_dy, *x = from_x;
-    vec_f64 sum[UNROLL] = {0}, product[UNROLL] = {0}, rest[UNROLL] = {0};
-    ptrdiff_t i = 0;
-    for (; i + LANES <= len; i += LANES) {
-        for (ptrdiff_t k = 0; k < LANES; k += LINE)
-            __builtin_prefetch(x + i + k + TOGETHER * len, 0, 2);
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            const ptrdiff_t at = i + u * DOUBLES;
-            const vec_f64 g = NAME(widen)(dy + at) * load_f64(weight + at);
-            const vec_f64 d = NAME(widen)(x + at) - mean;
-            sum[u] += g;
-            product[u] += g * d;
-            rest[u] += d;
-        }
-    }
-    for (; i + DOUBLES <= len; i += DOUBLES) {
-        const vec_f64 g = NAME(widen)(dy + i) * load_f64(weight + i);
-        const vec_f64 d = NAME(widen)(x + i) - mean;
-        sum[0] += g;
-        product[0] += g * d;
-        rest[0] += d;
-    }
-    double last[3] = {0.0, 0.0, 0.0};
-    for (; i < len; i++) {
-        const double g = NAME(get)(dy + i) * weight[i], d = NAME(get)(x + i) - mean;
-        last[0] += g;
-        last[1] += g * d;
-        last[2] += d;
-    }
-    sums[0] += vector_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + last[0];
-    sums[1] += vector_sum((product[0] + product[1]) + (product[2] + product[3])) + last[1];
-    sums[2] += vector_sum((rest[0] + rest[1]) + (rest[2] + rest[3])) + last[2];
-}
+#include "row_sums.h"
 
 /* Goes along a row: OUT[i] = VALUE(STORED, KEPT), where STORED(p) are the elements of p from i on
    and KEPT(p) those of weight or bias, whole vectors or the first k of one. Stores are to whole

@@ -31,7 +31,7 @@ cdef extern from "rows.h" nogil:
         double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
         void (*sums)(double *sums, const void *x, Py_ssize_t len, double shift) noexcept nogil
         void (*grad_sums)(
-            double *sums, const void *dy, const void *x, const double *weight, Py_ssize_t len,
+            double *sums, const void *dy, const void *x, const void *weight, Py_ssize_t len,
             double mean) noexcept nogil
         void (*apply)(
             void *y, const void *x, const void *residual, Py_ssize_t len, const Norm *row,
@@ -109,22 +109,30 @@ cdef void statistics(Job *job, Py_ssize_t i, const char *x, Norm *row) noexcept 
     cdef double sums[2]
     cdef double shift = 0.0, count
     if job.mean != NULL and next_run(job, i, &start, &end):
-        shift = job.plan.rows.first_shift(x + start * job.itemsize, end - start)
+        shift = origin_of(
+            job, job.plan.rows.first_shift(x + start * job.itemsize, end - start))
     count = run_sums(job, i, x, shift, sums)
     if shift_was_bad(job, sums[0], sums[1], count, &shift):
         count = run_sums(job, i, x, shift, sums)
     settle_forward(job, i, row, shift, sums[0], sums[1], count)
 
 
+cdef inline const void *weight_at(Job *job, Py_ssize_t j) noexcept nogil:
+    # As the sums want it: in float32 for halves, else in float64.
+    if job.itemsize == 2:
+        return <const char *>job.affine.weight + j * job.plan.rows.computed
+    return job.weight + j
+
+
 cdef void gradient_statistics(Job *job, Py_ssize_t i, Norm *row) noexcept nogil:
     cdef Py_ssize_t start = 0, end = 0, at, count = 0
     cdef double sums[3]
-    cdef double mean = 0.0 if job.mean == NULL else job.mean[i]
+    cdef double mean = 0.0 if job.mean == NULL else origin_of(job, job.mean[i])
     sums[0] = sums[1] = sums[2] = 0.0
     while next_run(job, i, &start, &end):
         at = (i * job.m + start) * job.itemsize
         job.plan.rows.grad_sums(
-            sums, job.dy + at, job.x + at, job.weight + start, end - start, mean)
+            sums, job.dy + at, job.x + at, weight_at(job, start), end - start, mean)
         count += end - start
     settle_backward(job, i, row, sums[0], sums[1], sums[2], <double>count)
 
