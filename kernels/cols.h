@@ -105,8 +105,7 @@ KERNEL void NAME(col_shifts)(double *shift, const void *from, const Strip *strip
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             k[u] = load_f64(shift + j + u * DOUBLES);                                          \
-            s[u] = load_f64(sum + j + u * DOUBLES);                                            \
-            q[u] = load_f64(square + j + u * DOUBLES);                                         \
+            s[u] = q[u] = (vec_f64){0};                                                        \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
@@ -119,8 +118,8 @@ KERNEL void NAME(col_shifts)(double *shift, const void *from, const Strip *strip
             }                                                                                  \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
-            store_f64(sum + j + u * DOUBLES, s[u]);                                            \
-            store_f64(square + j + u * DOUBLES, q[u]);                                         \
+            add_lanes_f64(sum + j + u * DOUBLES, s[u]);                                        \
+            add_lanes_f64(square + j + u * DOUBLES, q[u]);                                     \
         }                                                                                      \
     }
 

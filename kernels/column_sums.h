@@ -1,10 +1,11 @@
 /* Sums of the columns of a block: a part of columns.h, once per storage type. Halves are added as
-   floats over at most 32 rows, then as doubles (see run_sums.h). */
+   floats over at most 8 rows, then as doubles (see run_sums.h). */
 
 #ifdef HALF
 #define ACC vec_f32
 #define ACC_WIDTH FLOATS
 #define ACC_READ LOAD
+#define MOST_ROWS 8
 /* FLOATS doubles as floats, and floats added to doubles. */
 INLINE vec_f32 NAME(narrow)(const double *p) {
     vec_f32 v;
@@ -22,6 +23,7 @@ INLINE void NAME(add_to)(double *p, vec_f32 v) {
 #define ACC vec_f64
 #define ACC_WIDTH DOUBLES
 #define ACC_READ NAME(widen)
+#define MOST_ROWS 32
 INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
 INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
 #endif
@@ -69,7 +71,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
     const STORE *x = from;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE));
+    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE), MOST_ROWS);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
@@ -127,7 +129,7 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
     const STORE *dy = from_dy, *x = from_x;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE));
+    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE), MOST_ROWS);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, dy += ahead, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
@@ -152,6 +154,7 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
 
 #undef SUM_GRADS
 
+#undef MOST_ROWS
 #undef ACC_READ
 #undef ACC_WIDTH
 #undef ACC

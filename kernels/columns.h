@@ -51,9 +51,9 @@ typedef struct {
    further on are asked for meanwhile: sums of (65536, 256) went from 32 to 53 GB/s, because the
    hardware alone does not follow that many rows. Into the second-level cache: rows 4 KB apart
    share one set of the first. */
-INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes) {
+INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
     const ptrdiff_t rows = 8192 / row_bytes;
-    return rows < 8 ? 8 : rows > 32 ? 32 : rows;
+    return rows < 8 ? 8 : rows > most ? most : rows;
 }
 #define PREFETCH(p) __builtin_prefetch(p, 0, 2)
 

@@ -178,12 +178,15 @@ cdef int apply_grads_job(
     Job *job, cnp.ndarray mean, cnp.ndarray rstd, object weight, Py_ssize_t all_of,
     cnp.ndarray sum_dy, cnp.ndarray sum_dy_xmu, double count,
 ) except -1:
-    cdef Py_ssize_t size = job.statistics * sizeof(double)
+    cdef Py_ssize_t i, size = job.statistics * sizeof(double)
     given_mean(job, mean)
     job.rstd = statistic(rstd, "rstd", job)
     give_affine(job, weight, None, all_of)
     memcpy(job.sums, statistic(sum_dy, "sum_dy", job), size)
     memcpy(job.sums + job.statistics, statistic(sum_dy_xmu, "sum_dy_xmu", job), size)
+    for i in range(job.statistics):
+        # Not summed, but known: by how much the shift misses the mean.
+        job.sums[2 * job.statistics + i] = off_mean(job, i) * count
     job.count = count
     job.kind = GRADIENT
     job.settle = settle_grads

@@ -9,7 +9,7 @@
 #define ACC_WIDTH FLOATS
 #define ACC_READ LOAD
 #define ACC_REAL float
-#define BLOCK (32 * UNROLL * FLOATS)
+#define BLOCK (8 * UNROLL * FLOATS)
 #define FLUSH(lanes, v) NAME(flush)(lanes, v)
 INLINE void NAME(flush)(double *lanes, vec_f32 v) {
     float parts[FLOATS];

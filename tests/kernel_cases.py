@@ -9,7 +9,6 @@ to it a kernel has to come, is in kernel_truth.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -67,28 +66,14 @@ def _numba() -> Backend:
     return Backend("numba", families)
 
 
-def _cython() -> list[Backend]:
-    running = import_module("normcore.kernels.running_cy")
-    found = []
-    for isa in running.instruction_sets():
-        suffix = "" if isa == "baseline" else f"_{isa}"
-        names = {family: f"normcore.kernels.{family}_cy{suffix}" for family in table.PASSES}
-        built = {family: import_module(name) for family, name in names.items() if find_spec(name)}
-        if built:
-            found.append(Backend(f"cython-{isa}", {**built, "running": running}))
-    return found
-
-
 @cache
 def backends() -> tuple[Backend, ...]:
     """Every backend and instruction set that can run here; the oracle is the first."""
     oracle = {**reference_kernels.FAMILIES, "running": reference_kernels.RUNNING}
-    found = [Backend("numpy", oracle)]
-    # Whatever families have landed so far, for the time in which not all have.
-    with suppress(AttributeError, ImportError):
-        found.append(_numba())
+    found = [Backend("numpy", oracle), _numba()]
     if find_spec("normcore.kernels.running_cy") is not None:
-        found += _cython()
+        cython = import_module("normcore.kernels.cython")
+        found += [Backend(f"cython-{isa}", cython.modules(isa)) for isa in cython.available()]
     return tuple(found)
 
 

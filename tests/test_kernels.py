@@ -93,7 +93,7 @@ def test_any_thread_count_gives_the_same_bits(
         if fused:
             case = replace(case, residual=True, mask="random", activation="silu")
             case = replace(case, addend=family in LAYERS)
-        runs = [outputs(backend, case, threads=threads) for threads in (1, 2, 3, 4)]
+        runs = [outputs(backend, case, threads=threads) for threads in (1, 2, 3)]
         for run in runs[1:]:
             for name, values in runs[0].items():
                 assert np.array_equal(values, run[name]), (sizes, name)
