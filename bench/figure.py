@@ -74,9 +74,7 @@ def draw(
         _savings(every[-1], savings, [engine for engine in shown if engine.name in COMPILED])
     names = {engine.title: COLOURS[engine.name] for engine in shown}
     handles = [figure.axes[0].bar(0, 0, color=colour) for colour in names.values()]
-    figure.legend(
-        handles, list(names), loc="outside upper center", ncols=len(shown), fontsize=9
-    )
+    figure.legend(handles, list(names), loc="outside upper center", ncols=len(shown), fontsize=9)
     figure.supxlabel(fill(sentence(machine), 125), fontsize=7, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -86,6 +86,18 @@ class Layout:
             return whole[:, units] if self.family == "nchw" else whole[:, :, units]
         return array.reshape(-1, self.units)[:, units]
 
+    def by_statistic(self, values: Array, statistic: Array) -> tuple[Array, Array]:
+        """A full array, and one value per statistic, in shapes that broadcast."""
+        first, last = self.sizes[0], self.sizes[-1]
+        if self.family == "cols" or self.by_channel:
+            between = (1, -1, 1) if self.family == "nchw" else (first, 1, last)
+            return values.reshape(self.sizes), statistic.reshape(between)
+        if self.family == "nc":
+            groups = self.statistics // first
+            split = values.reshape(first, self.sizes[1], groups, last // groups)
+            return split, statistic.reshape(first, 1, groups, 1)
+        return values.reshape(self.statistics, -1), statistic.reshape(-1, 1)
+
     def by_parameter(self, values: Array) -> Array:
         """Sums of a full array over the elements of each parameter."""
         if self.family == "rows":

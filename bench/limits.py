@@ -160,7 +160,9 @@ def thread_counts(threads: int) -> list[int]:
 def probes(problem: Problem, task: Task) -> dict[str, Callable[[], object]]:
     """Name -> call of every probe that moves what `task` moves, ready (compiled)."""
     given = problem.arguments
-    readable = [given[name] for name in ("x", "dy", "residual", "addend") if given[name] is not None]
+    readable = [
+        given[name] for name in ("x", "dy", "residual", "addend") if given[name] is not None
+    ]
     inputs = tuple(_floats(array) for array in readable[: task.reads])
     names = ("stream", *(name for name in ("total", "g") if name in task.outputs))
     outputs = tuple(_floats(problem.stream(name)) for name in names[: task.writes])

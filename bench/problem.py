@@ -27,7 +27,9 @@ Found = TypeVar("Found")
 
 EPS = 1e-5
 SHIFT_OF_DY = 7
-"""Gradients are the same data from elsewhere, moved around 0 (and so large that dx is about 1)."""
+"""Gradients are the same data from elsewhere, moved around 0."""
+LARGEST_TERM = 4.0
+"""dx is a difference of terms: dy is made less where they were larger, so that dx is about 1."""
 SHIFT_OF_ADDEND = 3
 """What is added is the same data from elsewhere, too, brought to -2..2."""
 
@@ -39,6 +41,8 @@ TOLERANCES = {
     **dict.fromkeys(STATISTICS, 1e-12),  # relative
 }
 HALF_TOLERANCES = {**TOLERANCES, **dict.fromkeys(STATISTICS, 1e-6)}
+SUMS_OF_G = 1e-5
+"""g is rounded before it is summed; its errors add up where rows repeat, as the digits' do."""
 KINK = 1e-4
 """An activation whose slope jumps within this of z leaves the gradient there to rounding."""
 
@@ -63,6 +67,8 @@ class Problem:
         self.layout = layout(case)
         self.family = self.layout.family
         self.tolerances = TOLERANCES if case.storage.itemsize > 2 else HALF_TOLERANCES
+        if case.activation is not None:
+            self.tolerances = self.tolerances | dict.fromkeys(SUMS, SUMS_OF_G)
         x = case.values(0)
         dy = case.values(SHIFT_OF_DY)
         dy -= dy.max() / 2
@@ -192,29 +198,35 @@ class Problem:
     def _prepare(self) -> None:
         """The statistics of x, as a backward is given them, and the norms of all summands.
 
-        Where rounding would choose between two slopes of the activation, dy becomes 0.
+        Settles dy, too: it becomes less where the standard deviation is small, and 0 where rounding
+        would choose between two slopes of the activation.
         """
         forward = KERNEL[self.family, "forward"]
         bare = {"weight": None, "bias": None, "residual": None, "activation": 0}
         slope = reference.SLOPE[self.arguments["activation"]]
+        largest = float(np.abs(self.dy).max())
 
         def one(units: slice) -> dict[str, Array]:
             given = self._part(units)
             made = self._oracle(forward, given | bare, units)
             x_hat = made.pop("y")
-            dy = given["dy"]
+            block = self.layout.block(units)
+            rstd = np.maximum(made["rstd"] * (largest / LARGEST_TERM), 1)
+            dy, less = block.by_statistic(given["dy"].astype(np.float64), rstd)
+            dy = (dy / less).reshape(-1)
             if self.case.activation is not None:
                 z = self._oracle(forward, given | {"activation": 0}, units)["y"]
                 jumps = np.abs(slope(z + KINK) - slope(z - KINK)) > np.sqrt(KINK)
                 dy = np.where(jumps, 0, dy)
-                part = self.layout.part("dy", self.dy, units)
-                part[...] = dy.reshape(part.shape)
-                dy = dy * slope(z)
-            block = self.layout.block(units)
-            made["dbias"] = block.by_parameter(dy.astype(np.float64) ** 2)
+            part = self.layout.part("dy", self.dy, units)
+            part[...] = dy.reshape(part.shape)
+            dy = part.astype(np.float64).reshape(-1)
+            if self.case.activation is not None:
+                dy *= slope(z)
+            made["dbias"] = block.by_parameter(dy**2)
             made["dweight"] = block.by_parameter((dy * x_hat) ** 2)
             if self.layout.by_channel:
-                made["sum_dy"] = block.by_parameter(dy.astype(np.float64))
+                made["sum_dy"] = block.by_parameter(dy)
                 made["sum_dy_xmu"] = block.by_parameter(dy * x_hat) / made["rstd"]
             return made
 

@@ -86,9 +86,7 @@ def _at_most(
     )
 
 
-def _faster(
-    comparison: Comparison, engine: str, rival: str, least: float
-) -> Iterator[Judgement]:
+def _faster(comparison: Comparison, engine: str, rival: str, least: float) -> Iterator[Judgement]:
     seconds, other = comparison.seconds(engine), comparison.seconds(rival)
     short = rival.removeprefix(f"{engine} ")
     promised = f">= {least:g} x {short}"

@@ -44,9 +44,7 @@ def tasks_of(case: Case) -> tuple[Task, ...]:
 
 def _fused_forward(case: Case, family: str) -> Task:
     kernel = KERNEL[family, "add_forward" if case.addend else "forward"]
-    return Task(
-        "forward", (kernel,), kernel.outputs, kernel.reads + case.residual, kernel.writes
-    )
+    return Task("forward", (kernel,), kernel.outputs, kernel.reads + case.residual, kernel.writes)
 
 
 def _fused_backward(case: Case, family: str) -> Task:
