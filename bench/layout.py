@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -111,7 +111,7 @@ class Layout:
         return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def layout(case: Case) -> Layout:
     """What normcore itself would choose for a C-contiguous array of this shape."""
     n, channels = case.shape[0], case.channels

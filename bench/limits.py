@@ -2,8 +2,9 @@
 
 Compiled with Numba, independent of normcore's own kernels: copy (one array read, one written),
 triad (two read, one written), sums of more arrays into one or two, and reads, with normal and with
-non-temporal stores, on one thread and on more. The limit of a task is the fastest of them on the very arrays that the task works on,
-measured in the same interleaved rounds. Nothing that moves these bytes can be far below it.
+non-temporal stores, on one thread and on more. The limit of a task is the fastest of them on the
+very arrays that the task works on, measured in the same interleaved rounds. Nothing that moves
+these bytes can be far below it.
 """
 
 from __future__ import annotations

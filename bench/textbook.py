@@ -55,7 +55,7 @@ def axes_of(case: Case) -> Axes:
 
 
 class Textbook:
-    """NumPy. It takes part where it has an arithmetic: not in halves, and fusions are no formula."""
+    """NumPy, in float32 and without fusions: it has no arithmetic for bfloat16."""
 
     name = "textbook"
     title = "NumPy textbook"
