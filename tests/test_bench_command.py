@@ -155,7 +155,7 @@ def test_command_refuses_and_says_so(tiny, tmp_path, capsys, monkeypatch):
 
 
 def test_missing_engine_is_named(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "torch", (engines.Torch, ("no_such_module",)))
+    monkeypatch.setitem(engines.ENGINES, "torch", (engines._torch, ("no_such_module",)))
     assert program.main(["-e", "torch", "-o", str(tmp_path)]) == 1
     assert "without torch: no_such_module is not installed" in capsys.readouterr().out
 
