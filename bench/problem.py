@@ -41,8 +41,6 @@ TOLERANCES = {
     **dict.fromkeys(STATISTICS, 1e-12),  # relative
 }
 HALF_TOLERANCES = {**TOLERANCES, **dict.fromkeys(STATISTICS, 1e-6)}
-SUMS_OF_G = 1e-5
-"""g is rounded before it is summed; its errors add up where rows repeat, as the digits' do."""
 KINK = 1e-4
 """An activation whose slope jumps within this of z leaves the gradient there to rounding."""
 
@@ -68,7 +66,10 @@ class Problem:
         self.family = self.layout.family
         self.tolerances = TOLERANCES if case.storage.itemsize > 2 else HALF_TOLERANCES
         if case.activation is not None:
-            self.tolerances = self.tolerances | dict.fromkeys(SUMS, SUMS_OF_G)
+            # g is rounded before it is summed. Where rows resemble each other, as the digits' do, so
+            # do its errors: those of n summands grow with n, the summands' norm with its root.
+            terms = case.elements // self.layout.parameters
+            self.tolerances = self.tolerances | dict.fromkeys(SUMS, TOLERANCES["g"] * terms**0.5)
         x = case.values(0)
         dy = case.values(SHIFT_OF_DY)
         dy -= dy.max() / 2
