@@ -66,8 +66,8 @@ class Problem:
         self.family = self.layout.family
         self.tolerances = TOLERANCES if case.storage.itemsize > 2 else HALF_TOLERANCES
         if case.activation is not None:
-            # g is rounded before it is summed. Where rows resemble each other, as the digits' do, so
-            # do its errors: those of n summands grow with n, the summands' norm with its root.
+            # g is rounded before it is summed. Where rows resemble each other, as the digits' do,
+            # so do its errors: those of n summands grow with n, the summands' norm with its root.
             terms = case.elements // self.layout.parameters
             self.tolerances = self.tolerances | dict.fromkeys(SUMS, TOLERANCES["g"] * terms**0.5)
         x = case.values(0)
