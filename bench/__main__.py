@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import api, report
 from bench.cases import CASES, QUICK_ELEMENTS, Case
-from bench.engines import ENGINES, available
+from bench.engines import ENGINES, available, with_rivals
 from bench.figure import draw
 from bench.machine import describe
 from bench.measure import Comparison, compare, steps
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     if not engines:
         console.print("[red]none of the engines is here[/]")
         return 1
+    engines = with_rivals(engines)
     machine = describe(engines, given.threads)
     if machine["load_before"] > BUSY:
         console.print(

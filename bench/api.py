@@ -16,14 +16,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from normcore.kernels.table import Kernel
 
 import normcore
 from bench import limits
 from bench.cases import Case, table
-from bench.engines import Engine
+from bench.engines import Engine, Normcore
 from bench.measure import Timing, interleave
-from bench.problem import EPS, TOLERANCES, Problem, kernels_of
+from bench.problem import EPS, Problem
+from bench.tasks import Task, tasks_of
 
 Array = np.ndarray[Any, Any]
 
@@ -54,10 +54,10 @@ class ApiResult:
 def whole_calls(case: Case, backends: Sequence[str], threads: int, rounds: int) -> list[ApiResult]:
     """`functional.batch_norm` with out=, training and evaluation, in every backend."""
     problem = Problem(case, threads)
-    kernels = {kernel.name: kernel for kernel in kernels_of(problem.family)}
+    tasks = {task.name: task for task in tasks_of(case)}
     given = problem.arguments
     found: list[ApiResult] = []
-    for key, kernel in (("training", kernels["forward"]), ("evaluation", kernels["apply"])):
+    for key, task in (("training", tasks["forward"]), ("evaluation", tasks["apply"])):
         # Evaluation reads the running statistics, training blends the batch's into them.
         statistics = (given["mean"].copy(), given["var"].copy())
         run = partial(
@@ -69,7 +69,7 @@ def whole_calls(case: Case, backends: Sequence[str], threads: int, rounds: int) 
             out=problem.shaped(problem.stream()),
         )
         what = f"functional.batch_norm {key}, {case.name}"
-        found += _timed(problem, kernel, {(key, what): run}, backends, rounds)
+        found += _timed(problem, task, {(key, what): run}, backends, rounds)
     return found
 
 
@@ -94,20 +94,20 @@ def small_calls(backends: Sequence[str], rounds: int) -> list[ApiResult]:
             function, x, mean, var, weight, bias, eps=EPS, out=out
         ),
     }
-    apply = next(kernel for kernel in kernels_of(problem.family) if kernel.name == "apply")
+    apply = next(task for task in tasks_of(SMALL) if task.name == "apply")
     found = _timed(problem, apply, runs, backends, rounds)
     return [replace(result, limit=None, bytes=0) for result in found]
 
 
 def _timed(
     problem: Problem,
-    kernel: Kernel,
+    task: Task,
     runs: Mapping[tuple[str, str], Callable[[], object]],
     backends: Sequence[str],
     rounds: int,
 ) -> list[ApiResult]:
     """Check each (key, what) in each backend against the oracle, then time all in rounds."""
-    exact = problem.reference(kernel)["y"]
+    exact = problem.reference(task)["y"]
 
     @contextmanager
     def chosen(name: tuple[str, ...]) -> Iterator[None]:
@@ -124,10 +124,10 @@ def _timed(
             with chosen(name):
                 errors[name] = _checked(problem, run, exact)
     # Probes take turns too; any backend may be chosen around them.
-    probes = {(backends[0], probe): run for probe, run in limits.probes(problem, kernel).items()}
+    probes = {(backends[0], probe): run for probe, run in limits.probes(problem, task).items()}
     timings = interleave({**calls, **probes}, rounds, around=chosen)
     limit = min((timings[name] for name in probes), key=lambda timing: timing.best)
-    moved = problem.bytes_moved(kernel)
+    moved = problem.bytes_moved(task)
     return [
         ApiResult(name[1], name[2], name[0], timings[name], moved, limit, errors[name])
         for name in calls
@@ -160,7 +160,7 @@ def measure(
     advance: Callable[[str], object],
 ) -> list[ApiResult]:
     """Everything in this file; `advance` hears of each of the `steps` as it ends."""
-    backends = [engine.name for engine in engines if engine.ours]
+    backends = [engine.name for engine in engines if isinstance(engine, Normcore)]
     found: list[ApiResult] = []
     if backends:
         for case in cases:
@@ -182,6 +182,7 @@ def _checked(problem: Problem, run: Callable[[], object], exact: Array) -> float
     problem.stream().fill(np.nan)
     run()
     error = problem.errors({"y": problem.stream()}, {"y": exact})["y"]
-    if not error <= TOLERANCES["y"]:
-        raise ArithmeticError(f"y is off by {error:.1e}, allowed {TOLERANCES['y']:.0e}")
+    allowed = problem.tolerances["y"]
+    if not error <= allowed:
+        raise ArithmeticError(f"y is off by {error:.1e}, allowed {allowed:.0e}")
     return error

@@ -1,15 +1,19 @@
-"""Who computes: normcore's backends and the peers, one class each.
+"""Who computes: normcore's backends, their rivals, and the peers.
 
-An engine turns a problem and a kernel of the table into a `Call`: a function of no arguments that
-writes into preallocated outputs, and those outputs under the table's names. An engine that has no
-such computation says None. The peers are written as a careful user of that library would:
-`out=` wherever there is one, no copies, its own layout.
+An engine turns a problem and a task into a `Call`: a function of no arguments that writes into
+preallocated outputs, and those outputs under the table's names. An engine that has no such
+computation says None. The peers are written as a careful user of that library would: `out=`
+wherever there is one, no copies, its own layout.
+
+Some promises are about normcore against itself: the same kernel on float32 arrays (`InFloat32`),
+a plain kernel with NumPy around it (`bench.unfused`). Those are engines too, so that they have
+their turns in the same rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,11 +21,15 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
-from normcore.kernels.table import Kernel
+from normcore.kernels.table import PASSES, Kernel
 
-from bench.problem import EPS, Problem
+from bench.problem import Problem
+from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
+
+REFERENCE_ELEMENTS = 10_000_000
+"""The numpy backend takes seconds beyond: it would be most of the run's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +38,29 @@ class Call:
 
     run: Callable[[], object]
     outputs: Mapping[str, Array]
-    """The table's output name -> array. May hold fewer than the kernel has."""
+    """The table's output name -> array. May hold fewer than the task has."""
+    read: Callable[[Any], Mapping[str, Array]] | None = None
+    """What else came out, from what `run` returned: of peers that allocate."""
+    width: int = 1
+    """How many times the case's bytes it moves."""
 
 
 class Engine(Protocol):
     """What `bench.measure` needs to know of an engine."""
 
-    name: str
-    title: str
-    ours: bool
-    """Whether a wrong result is refused (normcore) or only shown beside the time (peers)."""
-    instruction_set: str
-    """What was chosen at import, where the engine says it."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def ours(self) -> bool:
+        """Whether a wrong result is refused (normcore) or only shown beside the time (peers)."""
 
-    def call(self, problem: Problem, kernel: Kernel) -> Call | None: ...
+    @property
+    def instruction_set(self) -> str:
+        """What was chosen at import, where the engine says it."""
+
+    def call(self, problem: Problem, task: Task) -> Call | None: ...
 
 
 class Normcore:
@@ -51,164 +68,53 @@ class Normcore:
 
     ours = True
 
-    def __init__(self, backend: str, families: Any) -> None:
+    def __init__(self, backend: str, families: Any, most: float = np.inf) -> None:
         self.name = backend
         self.title = f"normcore {backend}"
         self.families = families
         self.instruction_set = getattr(families, "isa", "")
+        self.most = most
+        """Elements of the largest case that it takes part in."""
 
-    def call(self, problem: Problem, kernel: Kernel) -> Call:
-        outputs = problem.outputs(kernel)
-        given = {**problem.arguments, **outputs}
+    def kernel(self, kernel: Kernel, given: Mapping[str, Any]) -> Callable[[], object]:
+        """A kernel on arguments by name."""
         function = getattr(getattr(self.families, kernel.family), kernel.name)
-        return Call(partial(function, *(given[name] for name in kernel.arguments)), outputs)
+        return partial(function, *(given[name] for name in kernel.arguments))
+
+    def call(self, problem: Problem, task: Task) -> Call | None:
+        if problem.case.elements > self.most:
+            return None
+        outputs: dict[str, Array | None] = {}
+        runs = []
+        for kernel in task.kernels:
+            given = problem.given(**({"dy": outputs["g"]} if "g" in outputs else {}))
+            outputs |= problem.outputs(kernel)
+            runs.append(self.kernel(kernel, {**given, **outputs}))
+        found = {name: out for name in task.outputs if (out := outputs[name]) is not None}
+        return Call(runs[0] if len(runs) == 1 else partial(_each, runs), found)
 
 
-class Textbook:
-    """The textbook formulas in NumPy and the array's own float32."""
+class InFloat32:
+    """A backend on the same numbers as float32 arrays, beside the cases of halves."""
 
-    name = "textbook"
-    title = "NumPy textbook"
-    ours = False
+    ours = True
     instruction_set = ""
 
-    def call(self, problem: Problem, kernel: Kernel) -> Call:
-        case = problem.case
-        axes = case.axes
-        broadcast = [1] * len(case.shape)
-        broadcast[case.axis] = case.channels
-        x, dy = problem.shaped(problem.x), problem.shaped(problem.dy)
-        given = problem.arguments
-        weight, bias, mean, var, rstd, sum_dy, sum_dy_xmu = (
-            given[name].astype(np.float32).reshape(broadcast)
-            for name in ("weight", "bias", "mean", "var", "rstd", "sum_dy", "sum_dy_xmu")
-        )
-        count = np.float32(given["count"])
-        out = problem.shaped(problem.stream())
-        outputs = {
-            name: out if values.size == out.size else np.empty(values.size, np.float32)
-            for name, values in problem.outputs(kernel).items()
-        }
+    def __init__(self, engine: Normcore) -> None:
+        self.engine = engine
+        self.name = f"{engine.name} float32"
+        self.title = f"{engine.name} in float32"
 
-        def normalized(mean: Array, var: Array) -> None:
-            np.subtract(x, mean, out=out)
-            np.multiply(out, weight / np.sqrt(var + np.float32(EPS)), out=out)
-            np.add(out, bias, out=out)
-
-        def moments() -> None:
-            # One cell is one run of s elements in nchw, one channel in nc.
-            cells = x.reshape(problem.sizes)
-            cell_axis = 2 if problem.family == "nchw" else 1
-            outputs["mean"][:] = cells.mean(cell_axis).reshape(-1)
-            outputs["m2"][:] = cells.var(cell_axis).reshape(-1) * cells.shape[cell_axis]
-
-        def apply() -> None:
-            normalized(mean, var)
-
-        def forward() -> None:
-            batch_mean = x.mean(axes, keepdims=True)
-            batch_var = x.var(axes, keepdims=True)
-            normalized(batch_mean, batch_var)
-            outputs["mean"][:] = batch_mean.reshape(-1)
-            outputs["var"][:] = batch_var.reshape(-1)
-            outputs["rstd"][:] = 1 / np.sqrt(outputs["var"] + np.float32(EPS))
-
-        def reduce_grads() -> None:
-            outputs["sum_dy"][:] = dy.sum(axes)
-            outputs["sum_dy_xmu"][:] = (dy * (x - mean)).sum(axes)
-
-        def gradient(x_hat: Array, sum_dy: Array, sum_dy_xhat: Array) -> None:
-            np.multiply(x_hat, sum_dy_xhat / count, out=x_hat)
-            np.subtract(dy, sum_dy / count, out=out)
-            np.subtract(out, x_hat, out=out)
-            np.multiply(out, weight * rstd, out=out)
-
-        def apply_grads() -> None:
-            gradient((x - mean) * rstd, sum_dy, sum_dy_xmu * rstd)
-
-        def backward() -> None:
-            x_hat = x - mean
-            x_hat *= rstd
-            dbias = dy.sum(axes, keepdims=True)
-            dweight = (dy * x_hat).sum(axes, keepdims=True)
-            outputs["dbias"][:] = dbias.reshape(-1)
-            outputs["dweight"][:] = dweight.reshape(-1)
-            gradient(x_hat, dbias, dweight)
-
-        passes = (moments, apply, forward, reduce_grads, apply_grads, backward)
-        return Call({found.__name__: found for found in passes}[kernel.name], outputs)
-
-
-class Torch:
-    """PyTorch eager, ATen's batch norm with out=, on the same memory."""
-
-    name = "torch"
-    title = "PyTorch eager"
-    ours = False
-
-    def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.instruction_set = torch.backends.cpu.get_cpu_capability()
-
-    def call(self, problem: Problem, kernel: Kernel) -> Call | None:
-        find = getattr(self, f"_{kernel.name}", None)
-        if find is None:
+    def call(self, problem: Problem, task: Task) -> Call | None:
+        if problem.case.storage.itemsize != 2:
             return None
-        run, outputs = find(problem)
-        inference_mode = self.torch.inference_mode
+        call = self.engine.call(problem.in_float32, task)
+        return None if call is None else replace(call, width=2)
 
-        def without_autograd() -> None:
-            with inference_mode():
-                run()
 
-        return Call(without_autograd, outputs)
-
-    def _tensor(self, problem: Problem, array: Array) -> Any:
-        # torch's channel axis is 1; channels-last is a stride order there.
-        return self.torch.from_numpy(np.moveaxis(problem.shaped(array), problem.case.axis, 1))
-
-    def _vectors(self, problem: Problem, *names: str) -> list[Any]:
-        given = problem.arguments
-        return [self.torch.from_numpy(given[name].astype(np.float32)) for name in names]
-
-    def _forward(self, problem: Problem) -> tuple[Callable[[], object], dict[str, Array]]:
-        weight, bias, mean, rstd = self._vectors(problem, "weight", "bias", "mean", "rstd")
-        run = partial(
-            self.torch.ops.aten.native_batch_norm.out,
-            *(self._tensor(problem, problem.x), weight, bias, None, None, True, 0.1, EPS),
-            out=self._tensor(problem, problem.stream()),
-            save_mean=mean,
-            save_invstd=rstd,
-        )
-        return run, {"y": problem.stream(), "mean": mean.numpy(), "rstd": rstd.numpy()}
-
-    def _apply(self, problem: Problem) -> tuple[Callable[[], object], dict[str, Array]]:
-        weight, bias, mean, var = self._vectors(problem, "weight", "bias", "mean", "var")
-        run = partial(
-            self.torch.ops.aten.native_batch_norm.out,
-            *(self._tensor(problem, problem.x), weight, bias, mean, var, False, 0.1, EPS),
-            out=self._tensor(problem, problem.stream()),
-            save_mean=self.torch.empty(0),
-            save_invstd=self.torch.empty(0),
-        )
-        return run, {"y": problem.stream()}
-
-    def _backward(self, problem: Problem) -> tuple[Callable[[], object], dict[str, Array]]:
-        weight, mean, rstd = self._vectors(problem, "weight", "mean", "rstd")
-        dweight, dbias = (self.torch.empty_like(weight) for _ in range(2))
-        x, dy = self._tensor(problem, problem.x), self._tensor(problem, problem.dy)
-        run = partial(
-            self.torch.ops.aten.native_batch_norm_backward.out,
-            *(dy, x, weight, None, None, mean, rstd, True, EPS, [True] * 3),
-            out0=self._tensor(problem, problem.stream()),
-            out1=dweight,
-            out2=dbias,
-        )
-        found = {"dx": problem.stream(), "dweight": dweight.numpy(), "dbias": dbias.numpy()}
-        return run, found
+def _each(runs: Sequence[Callable[[], object]]) -> None:
+    for run in runs:
+        run()
 
 
 def _cython(threads: int) -> Engine:
@@ -217,27 +123,35 @@ def _cython(threads: int) -> Engine:
 
 
 def _numba(threads: int) -> Engine:
-    families = {name: import_module(f"normcore.kernels.{name}") for name in ("nchw", "nc")}
+    kernels = import_module("normcore.numba_kernels")
+    families = {family: kernels.passes(family) for family in PASSES}
     return Normcore("numba", SimpleNamespace(**families))
 
 
 def _numpy(threads: int) -> Engine:
     kernels = import_module("normcore.reference_kernels")
-    return Normcore("numpy", SimpleNamespace(**kernels.FAMILIES))
+    return Normcore("numpy", SimpleNamespace(**kernels.FAMILIES), REFERENCE_ELEMENTS)
 
 
 def _textbook(threads: int) -> Engine:
-    return Textbook()
+    found: Engine = import_module("bench.textbook").Textbook()
+    return found
+
+
+def _torch(threads: int) -> Engine:
+    found: Engine = import_module("bench.pytorch").Torch(threads)
+    return found
 
 
 ENGINES: dict[str, tuple[Callable[[int], Engine], tuple[str, ...]]] = {
-    "cython": (_cython, ("normcore.kernels.nchw_cy", "normcore.kernels.nc_cy")),
-    "numba": (_numba, ("numba", "normcore.kernels.nchw", "normcore.kernels.nc")),
+    "cython": (_cython, tuple(f"normcore.kernels.{family}_cy" for family in PASSES)),
+    "numba": (_numba, ("numba",)),
     "numpy": (_numpy, ()),
     "textbook": (_textbook, ()),
-    "torch": (Torch, ("torch",)),
+    "torch": (_torch, ("torch",)),
 }
 """Name -> how to make it, and the modules without which it is not there."""
+COMPILED = ("cython", "numba")
 
 
 def available(names: list[str], threads: int) -> tuple[list[Engine], dict[str, str]]:
@@ -252,3 +166,14 @@ def available(names: list[str], threads: int) -> tuple[list[Engine], dict[str, s
         else:
             found.append(make(threads))
     return found, missing
+
+
+def with_rivals(engines: Sequence[Engine]) -> list[Engine]:
+    """The engines, and what the compiled ones of normcore are held against."""
+    from bench.unfused import Unfused
+
+    compiled = [
+        engine for engine in engines if isinstance(engine, Normcore) and engine.name in COMPILED
+    ]
+    rivals = [rival(engine) for engine in compiled for rival in (InFloat32, Unfused)]
+    return [*engines, *rivals]

@@ -1,9 +1,10 @@
-"""The yardstick: how fast this machine moves the bytes that a kernel must move.
+"""The yardstick: how fast this machine moves the bytes that a task must move.
 
 Compiled with Numba, independent of normcore's own kernels: copy (one array read, one written),
-triad (two read, one written) and reads, with normal and with non-temporal stores, on one thread
-and on more. The limit of a kernel is the fastest of them on the very arrays that the kernel works
-on, measured in the same interleaved rounds. Nothing that moves these bytes can be far below it.
+triad (two read, one written), sums of more arrays into one or two, and reads, with normal and with
+non-temporal stores, on one thread and on more. The limit of a task is the fastest of them on the
+very arrays that the task works on, measured in the same interleaved rounds. Nothing that moves
+these bytes can be far below it.
 """
 
 from __future__ import annotations
@@ -15,112 +16,96 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from normcore.kernels.table import Kernel
 from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bench.problem import Problem
+from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
+Arrays = tuple[Array, ...]
 
 LINE = 16
 """Floats per store: one cache line. A line that is written whole needs no read first."""
 
 
-def _line(context: Any, builder: Any, signature: Any, values: Any, *, stream: bool) -> Any:
-    """Write y[i:i+LINE] = a[i:i+LINE] (+ b[i:i+LINE]); arguments y, a, (b,) i."""
+def _move_line(context: Any, builder: Any, signature: Any, values: Any, *, stream: bool) -> Any:
+    """outputs[k][i:i+LINE] = the sum of inputs[...][i:i+LINE]; arguments outputs, inputs, i."""
     vector = ir.VectorType(ir.FloatType(), LINE).as_pointer()
 
-    def address(k: int) -> Any:
-        array = cgutils.create_struct_proxy(signature.args[k])(context, builder, values[k])
-        return builder.bitcast(builder.gep(array.data, [values[-1]]), vector)
+    def addresses(k: int) -> Any:
+        for which in range(signature.args[k].count):
+            array = builder.extract_value(values[k], which)
+            proxy = cgutils.create_struct_proxy(signature.args[k].dtype)
+            data = proxy(context, builder, value=array).data
+            yield builder.bitcast(builder.gep(data, [values[2]]), vector)
 
-    total = builder.load(address(1), align=4)
-    for k in range(2, len(values) - 1):
-        total = builder.fadd(total, builder.load(address(k), align=4))
-    store = builder.store(total, address(0), align=64)
-    if stream:
-        one = ir.Constant(ir.IntType(32), 1)
-        store.set_metadata("nontemporal", builder.module.add_metadata([one]))
+    first, *others = (builder.load(address, align=4) for address in addresses(1))
+    total = first
+    for other in others:
+        total = builder.fadd(total, other)
+    for address in addresses(0):
+        store = builder.store(total, address, align=64)
+        if stream:
+            one = ir.Constant(ir.IntType(32), 1)
+            store.set_metadata("nontemporal", builder.module.add_metadata([one]))
     return context.get_dummy_value()
 
 
 @intrinsic
-def _copy_line(typing: Any, y: Any, a: Any, i: Any) -> Any:
-    return types.void(y, a, types.intp), partial(_line, stream=False)
+def _line(typing: Any, outputs: Any, inputs: Any, i: Any) -> Any:
+    return types.void(outputs, inputs, types.intp), partial(_move_line, stream=False)
 
 
 @intrinsic
-def _copy_line_streaming(typing: Any, y: Any, a: Any, i: Any) -> Any:
-    return types.void(y, a, types.intp), partial(_line, stream=True)
-
-
-@intrinsic
-def _add_line(typing: Any, y: Any, a: Any, b: Any, i: Any) -> Any:
-    return types.void(y, a, b, types.intp), partial(_line, stream=False)
-
-
-@intrinsic
-def _add_line_streaming(typing: Any, y: Any, a: Any, b: Any, i: Any) -> Any:
-    return types.void(y, a, b, types.intp), partial(_line, stream=True)
+def _line_streaming(typing: Any, outputs: Any, inputs: Any, i: Any) -> Any:
+    return types.void(outputs, inputs, types.intp), partial(_move_line, stream=True)
 
 
 @njit(cache=True, nogil=True)
-def _copy(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
+def _rest(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> None:
+    for i in range(lo, hi):
+        total = inputs[0][i]
+        for k in range(1, len(inputs)):
+            total += inputs[k][i]
+        for k in range(len(outputs)):
+            outputs[k][i] = total
+
+
+@njit(cache=True, nogil=True)
+def _move(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
-        _copy_line(y, a, i)
-    for i in range(whole, hi):
-        y[i] = a[i]
+        _line(outputs, inputs, i)
+    _rest(outputs, inputs, whole, hi)
     return np.float32(0)
 
 
 @njit(cache=True, nogil=True)
-def _copy_streaming(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
+def _move_streaming(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
-        _copy_line_streaming(y, a, i)
-    for i in range(whole, hi):
-        y[i] = a[i]
-    return np.float32(0)
-
-
-@njit(cache=True, nogil=True)
-def _triad(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
-    whole = hi - (hi - lo) % LINE
-    for i in range(lo, whole, LINE):
-        _add_line(y, a, b, i)
-    for i in range(whole, hi):
-        y[i] = a[i] + b[i]
-    return np.float32(0)
-
-
-@njit(cache=True, nogil=True)
-def _triad_streaming(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
-    whole = hi - (hi - lo) % LINE
-    for i in range(lo, whole, LINE):
-        _add_line_streaming(y, a, b, i)
-    for i in range(whole, hi):
-        y[i] = a[i] + b[i]
+        _line_streaming(outputs, inputs, i)
+    _rest(outputs, inputs, whole, hi)
     return np.float32(0)
 
 
 # Reassociation lets the sums keep several vectors going; one alone waits for its own additions.
 # They run over slices: an index that might be negative costs the vectors too.
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _read(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
+def _read(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
     total = np.float32(0)
-    a = a[lo:hi]
+    a = inputs[0][lo:hi]
     for i in range(a.size):
         total += a[i]
     return total
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _read_two(y: Array, a: Array, b: Array, lo: int, hi: int) -> Any:
+def _read_two(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
     total = np.float32(0)
-    a, b = a[lo:hi], b[lo:hi]
+    a, b = inputs[0][lo:hi], inputs[1][lo:hi]
     for i in range(a.size):
         total += a[i] * b[i]
     return total
@@ -134,58 +119,38 @@ def _edge(size: int, part: int, parts: int) -> int:
 # One thread runs the serial probes above: a parallel call costs microseconds of its own, which
 # counts in the cache.
 @njit(cache=True, parallel=True)
-def _copy_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
+def _move_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
+    size = inputs[0].size
     for part in prange(parts):
-        _copy(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
+        _move(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _copy_streaming_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
+def _move_streaming_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
+    size = inputs[0].size
     for part in prange(parts):
-        _copy_streaming(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
+        _move_streaming(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
-def _triad_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
+def _read_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
+    total, size = np.float32(0), inputs[0].size
     for part in prange(parts):
-        _triad(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
-
-
-@njit(cache=True, parallel=True)
-def _triad_streaming_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
-    for part in prange(parts):
-        _triad_streaming(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
-
-
-@njit(cache=True, parallel=True)
-def _read_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
-    total = np.float32(0)
-    for part in prange(parts):
-        total += _read(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
+        total += _read(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
     return total
 
 
 @njit(cache=True, parallel=True)
-def _read_two_threads(y: Array, a: Array, b: Array, parts: int) -> Any:
-    total = np.float32(0)
+def _read_two_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
+    total, size = np.float32(0), inputs[0].size
     for part in prange(parts):
-        total += _read_two(y, a, b, _edge(a.size, part, parts), _edge(a.size, part + 1, parts))
+        total += _read_two(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
     return total
 
 
-_PROBES: dict[tuple[int, int], dict[str, tuple[Any, Any]]] = {
-    (1, 0): {"read": (_read, _read_threads)},
-    (2, 0): {"read two": (_read_two, _read_two_threads)},
-    (1, 1): {
-        "copy": (_copy, _copy_threads),
-        "streamed copy": (_copy_streaming, _copy_streaming_threads),
-    },
-    (2, 1): {
-        "triad": (_triad, _triad_threads),
-        "streamed triad": (_triad_streaming, _triad_streaming_threads),
-    },
-}
-"""(arrays read, arrays written) -> probes, serial and parallel. Streamed: non-temporal stores."""
+_READS = {1: ("read", _read, _read_threads), 2: ("read two", _read_two, _read_two_threads)}
+_MOVES = {(1, 1): "copy", (2, 1): "triad"}
+"""(arrays read, arrays written) -> name, of those that have one."""
 
 
 def thread_counts(threads: int) -> list[int]:
@@ -193,25 +158,44 @@ def thread_counts(threads: int) -> list[int]:
     return sorted({*(1 << k for k in range(threads.bit_length()) if 1 << k < threads), threads})
 
 
-def probes(problem: Problem, kernel: Kernel) -> dict[str, Callable[[], object]]:
-    """Name -> call of every probe that moves what `kernel` moves, ready (compiled)."""
-    y, x, dy = problem.stream(), problem.x, problem.dy
+def probes(problem: Problem, task: Task) -> dict[str, Callable[[], object]]:
+    """Name -> call of every probe that moves what `task` moves, ready (compiled)."""
+    given = problem.arguments
+    readable = [
+        given[name] for name in ("x", "dy", "residual", "addend") if given[name] is not None
+    ]
+    inputs = tuple(_floats(array) for array in readable[: task.reads])
+    names = ("stream", *(name for name in ("total", "g") if name in task.outputs))
+    outputs = tuple(_floats(problem.stream(name)) for name in names[: task.writes])
+    if outputs:
+        name = _MOVES.get((task.reads, task.writes), f"{task.reads} in, {task.writes} out")
+        kinds = [
+            (name, _move, _move_threads),
+            (f"streamed {name}", _move_streaming, _move_streaming_threads),
+        ]
+    else:
+        kinds = [_READS[task.reads]]
     found: dict[str, Callable[[], object]] = {}
-    for name, (serial, parallel) in _PROBES[kernel.reads, kernel.writes].items():
+    for name, serial, parallel in kinds:
         for threads in thread_counts(problem.threads):
             if threads == 1:
-                found[f"{name}, 1 thread"] = partial(serial, y, x, dy, 0, x.size)
+                found[f"{name}, 1 thread"] = partial(serial, outputs, inputs, 0, inputs[0].size)
             else:
                 found[f"{name}, {threads} threads"] = partial(
-                    _with_threads, threads, parallel, y, x, dy
+                    _with_threads, threads, parallel, outputs, inputs
                 )
     for probe in found.values():
         probe()
     return found
 
 
-def _with_threads(threads: int, parallel: Any, y: Array, x: Array, dy: Array) -> object:
+def _floats(array: Array) -> Array:
+    # The bytes of halves, too, move as float32; of an odd number of halves one is left.
+    return array[: array.nbytes // 4 * 4 // array.itemsize].view(np.float32)
+
+
+def _with_threads(threads: int, parallel: Any, outputs: Arrays, inputs: Arrays) -> object:
     # Numba's count belongs to the calling thread, and a kernel may have left another.
     if numba.get_num_threads() != threads:
         numba.set_num_threads(threads)
-    return parallel(y, x, dy, threads)
+    return parallel(outputs, inputs, threads)

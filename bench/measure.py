@@ -17,12 +17,12 @@ from time import perf_counter, sleep
 from typing import Any, TypeVar
 
 import numpy as np
-from normcore.kernels.table import Kernel
 
 from bench import limits
 from bench.cases import Case
 from bench.engines import Call, Engine
-from bench.problem import TOLERANCES, Problem, kernels_of
+from bench.problem import Problem
+from bench.tasks import Task, tasks_of
 
 Name = TypeVar("Name")
 
@@ -30,6 +30,7 @@ TURN_SECONDS = 0.006
 """A turn repeats a call for this long: the first run brings the caches back, the next are warm."""
 REST_SECONDS = 0.002
 """Between turns: OpenMP's threads spin for about a millisecond before they leave the core."""
+INPUTS = ("x", "dy", "residual", "addend")
 PATIENCE_SECONDS = 0.4
 """Who has used this much in one comparison has had enough runs (at least one) and drops out."""
 
@@ -57,19 +58,21 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One engine on one kernel of one case. `timing` is None where the result was refused."""
+    """One engine on one task of one case. `timing` is None where the result was refused."""
 
     ours: bool
     verdict: Verdict
     timing: Timing | None
+    width: int = 1
+    """How many times the case's bytes it moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One kernel of one case: the limit and everyone's result, from the same rounds."""
+    """One task of one case: the limit and everyone's result, from the same rounds."""
 
     case: Case
-    kernel: Kernel
+    task: Task
     bytes: int
     limit: Timing
     probe: str
@@ -90,21 +93,24 @@ class Comparison:
 def verify(problem: Problem, call: Call, exact: Mapping[str, Any], *, strict: bool) -> Verdict:
     """Run a call on outputs full of NaN and measure its errors against the oracle.
 
-    With `strict`, errors beyond `TOLERANCES`, NaNs and changed inputs are complained about.
+    With `strict`, errors beyond the tolerances, NaNs and changed inputs are complained about.
     """
     for output in call.outputs.values():
         output.fill(np.nan)
-    before = [problem.x.copy(), problem.dy.copy()]
-    call.run()
-    errors = problem.errors(call.outputs, exact)
+    names = [name for name in INPUTS if problem.arguments[name] is not None]
+    before = {name: problem.arguments[name].copy() for name in names}
+    result = call.run()
+    found = {**call.outputs, **({} if call.read is None else call.read(result))}
+    errors = problem.errors(found, exact)
     # Not "error > tolerance": that is false for a NaN.
     wrong = [
-        f"{name} is off by {error:.1e}, allowed {TOLERANCES[name]:.0e}"
+        f"{name} is off by {error:.1e}, allowed {problem.tolerances[name]:.0e}"
         for name, error in errors.items()
-        if not error <= TOLERANCES[name]
+        if not error <= problem.tolerances[name]
     ]
-    for name, kept, now in zip(("x", "dy"), before, (problem.x, problem.dy), strict=True):
-        if not np.array_equal(kept, now):
+    for name, kept in before.items():
+        now = problem.arguments[name]
+        if not np.array_equal(kept.view(np.uint8), now.view(np.uint8)):
             wrong.append(f"{name} was written to")
             now[:] = kept
     return Verdict(errors, "; ".join(wrong) if strict else "")
@@ -152,58 +158,56 @@ def compare(
     rounds: int,
     advance: Callable[[str], object] = lambda what: None,
 ) -> list[Comparison]:
-    """Verify every engine on every kernel of a case; then time what passed, and the limits.
+    """Verify every engine on every task of a case; then time what passed, and the limits.
 
-    A round goes through all kernels of the case, so that the runs of each lie seconds apart.
+    A round goes through all tasks of the case, so that the runs of each lie seconds apart.
     `advance` hears of each of the `steps` as it ends.
     """
     problem = Problem(case, threads)
-    kernels = kernels_of(problem.family)
-    verdicts: dict[tuple[str, str], Verdict] = {}
+    tasks = tasks_of(case)
+    verdicts: dict[tuple[str, str], tuple[Verdict, int]] = {}
     timed: dict[tuple[str, str], Callable[[], object]] = {}
     probes: dict[str, list[str]] = {}
-    for kernel in kernels:
-        exact = problem.reference(kernel)
+    for task in tasks:
+        exact = problem.reference(task)
         for engine in engines:
-            call = engine.call(problem, kernel)
+            call = engine.call(problem, task)
             if call is None:
                 continue
             verdict = verify(problem, call, exact, strict=engine.ours)
-            verdicts[kernel.name, engine.name] = verdict
+            verdicts[task.name, engine.name] = verdict, call.width
             if not verdict.complaint:
-                timed[kernel.name, engine.name] = call.run
-        found = limits.probes(problem, kernel)
-        probes[kernel.name] = list(found)
-        timed.update(((kernel.name, name), probe) for name, probe in found.items())
-        advance(f"{case.name}: {kernel.name} verified")
+                timed[task.name, engine.name] = call.run
+        found = limits.probes(problem, task)
+        probes[task.name] = list(found)
+        timed.update(((task.name, name), probe) for name, probe in found.items())
+        advance(f"{case.name}: {task.name} verified")
     turn = iter(range(1, rounds + 1))
     timings = interleave(
         timed, rounds, finished=lambda: advance(f"{case.name}: round {next(turn)} of {rounds}")
     )
-    return [_gather(problem, kernel, engines, verdicts, timings, probes) for kernel in kernels]
+    return [_gather(problem, task, engines, verdicts, timings, probes) for task in tasks]
 
 
 def steps(case: Case, rounds: int) -> int:
     """How often `compare` will call `advance`."""
-    return len(kernels_of(case.view.family)) + rounds
+    return len(tasks_of(case)) + rounds
 
 
 def _gather(
     problem: Problem,
-    kernel: Kernel,
+    task: Task,
     engines: Sequence[Engine],
-    verdicts: Mapping[tuple[str, str], Verdict],
+    verdicts: Mapping[tuple[str, str], tuple[Verdict, int]],
     timings: Mapping[tuple[str, str], Timing],
     probes: Mapping[str, list[str]],
 ) -> Comparison:
-    of_kernel = {name: timing for (of, name), timing in timings.items() if of == kernel.name}
-    probe = min(probes[kernel.name], key=lambda name: of_kernel[name].best)
-    results = {
-        engine.name: Result(
-            engine.ours, verdicts[kernel.name, engine.name], of_kernel.get(engine.name)
-        )
-        for engine in engines
-        if (kernel.name, engine.name) in verdicts
-    }
-    moved = problem.bytes_moved(kernel)
-    return Comparison(problem.case, kernel, moved, of_kernel[probe], probe, results)
+    of_task = {name: timing for (of, name), timing in timings.items() if of == task.name}
+    probe = min(probes[task.name], key=lambda name: of_task[name].best)
+    results = {}
+    for engine in engines:
+        if (task.name, engine.name) in verdicts:
+            verdict, width = verdicts[task.name, engine.name]
+            results[engine.name] = Result(engine.ours, verdict, of_task.get(engine.name), width)
+    moved = problem.bytes_moved(task)
+    return Comparison(problem.case, task, moved, of_task[probe], probe, results)

@@ -1,50 +1,51 @@
 """A case made concrete: its arrays, what the oracle says, and how an error is measured.
 
-The oracle is `normcore.reference` in float64. Batch statistics never mix channels, so it runs on
-one block of channels at a time: on 25 million elements that is about three times faster than in
-one go, because its float64 temporaries then stay in the cache.
-
-Errors and tolerances are those of DESIGN.md, "Numerics": see `TOLERANCES`.
+The oracle is `normcore.reference_kernels` in float64, on some units of the case at a time (see
+`bench.layout`). Errors and tolerances are those of DESIGN.md, "Numerics": see `TOLERANCES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from copy import copy
+from functools import cached_property
+from typing import Any, TypeVar
 
+import ml_dtypes
 import numpy as np
-from normcore.kernels.table import ACTIVATIONS, KERNELS, SIZES, Kernel
+from normcore.kernels.table import ACTIVATIONS, Kernel
 
 from bench.cases import Case
+from bench.layout import FULL, PARAMETERS, Layout, layout
+from bench.tasks import KERNEL, Task
+from normcore import reference
 from normcore.reference_kernels import FAMILIES
 
 Array = np.ndarray[Any, Any]
+Found = TypeVar("Found")
 
 EPS = 1e-5
 SHIFT_OF_DY = 7
-"""Gradients are the same data from elsewhere, moved around 0 (and so large that dx is about 1)."""
+"""Gradients are the same data from elsewhere, moved around 0."""
+LARGEST_TERM = 4.0
+"""dx is a difference of terms: dy is made less where they were larger, so that dx is about 1."""
+SHIFT_OF_ADDEND = 3
+"""What is added is the same data from elsewhere, too, brought to -2..2."""
 
-FULL = ("y", "dx")
 SUMS = ("sum_dy", "sum_dy_xmu", "dweight", "dbias")
+STATISTICS = ("mean", "m2", "var", "rstd")
 TOLERANCES = {
-    **dict.fromkeys(FULL, 1e-6),  # |found - ref| / max(1, |ref|)
+    **dict.fromkeys(FULL, 1e-6),  # |found - ref| / max(1, |ref|), a half's own rounding is free
     **dict.fromkeys(SUMS, 1e-6),  # against the L2 norm of the summands
-    **dict.fromkeys(("mean", "m2", "var", "rstd"), 1e-12),  # relative
+    **dict.fromkeys(STATISTICS, 1e-12),  # relative
 }
+HALF_TOLERANCES = {**TOLERANCES, **dict.fromkeys(STATISTICS, 1e-6)}
+KINK = 1e-4
+"""An activation whose slope jumps within this of z leaves the gradient there to rounding."""
 
-BLOCK_ELEMENTS = 1 << 18
 COMPARED_AT_ONCE = 1 << 16
 ALIGNMENT = 4096
-
-
-PASSES = ("moments", "apply", "forward", "reduce_grads", "apply_grads", "backward")
-"""Those of plain batch normalization, which all engines have."""
-
-
-def kernels_of(family: str) -> tuple[Kernel, ...]:
-    """The kernels of a family that are compared, in the table's order."""
-    return tuple(kernel for kernel in KERNELS if kernel.family == family and kernel.name in PASSES)
 
 
 def aligned(size: int, dtype: Any) -> Array:
@@ -61,72 +62,112 @@ class Problem:
     def __init__(self, case: Case, threads: int) -> None:
         self.case = case
         self.threads = threads
-        self.family = case.view.family
-        self.sizes = case.view.sizes
-        self.x = self._filled(case.values(0))
-        self.dy = self._filled(case.values(SHIFT_OF_DY))
-        self.dy -= self.dy.max() / 2
-        channels = case.channels
+        self.layout = layout(case)
+        self.family = self.layout.family
+        self.tolerances = TOLERANCES if case.storage.itemsize > 2 else HALF_TOLERANCES
+        if case.activation is not None:
+            # g is rounded before it is summed. Where rows resemble each other, as the digits' do,
+            # so do its errors: those of n summands grow with n, the summands' norm with its root.
+            terms = case.elements // self.layout.parameters
+            self.tolerances = self.tolerances | dict.fromkeys(SUMS, TOLERANCES["g"] * terms**0.5)
+        x = case.values(0)
+        dy = case.values(SHIFT_OF_DY)
+        dy -= dy.max() / 2
+        centred = case.layer != "rms"
         self.arguments: dict[str, Any] = {
-            "x": self.x,
-            "dy": self.dy,
-            "weight": np.linspace(0.5, 1.5, channels, dtype=np.float32),
-            "bias": np.linspace(-1.0, 1.0, channels, dtype=np.float32),
-            "residual": None,
+            "x": self._filled(x),
+            "dy": self._filled(dy),
+            "residual": self._added() if case.residual else None,
+            "addend": self._added() if case.addend else None,
             "mask": None,
-            "activation": ACTIVATIONS[None],
+            "weight": np.linspace(0.5, 1.5, self.layout.parameters, dtype=np.float32),
+            "bias": (
+                np.linspace(-1.0, 1.0, self.layout.parameters, dtype=np.float32)
+                if centred
+                else None
+            ),
+            "mean": None,
+            "activation": ACTIVATIONS[case.activation],
             "eps": EPS,
-            "count": float(case.view.count),
+            "count": float(case.elements // self.layout.statistics),
             "training": True,
             "threads": threads,
-            **dict(zip(SIZES[self.family], self.sizes, strict=True)),
         }
+        self.centred = centred
         self._buffers: dict[str, Array] = {}
-        self._save_statistics()
+        self._prepare()
+
+    @property
+    def x(self) -> Array:
+        return self.arguments["x"]
+
+    @property
+    def dy(self) -> Array:
+        return self.arguments["dy"]
 
     @property
     def nbytes(self) -> int:
         return self.x.nbytes
 
-    def bytes_moved(self, kernel: Kernel) -> int:
-        """What the table says must be read and written."""
-        return (kernel.reads + kernel.writes) * self.nbytes
+    def bytes_moved(self, task: Task) -> int:
+        """What must be read and written."""
+        return (task.reads + task.writes) * self.nbytes
 
     def shaped(self, array: Array) -> Array:
         return array.reshape(self.case.shape)
 
-    def outputs(self, kernel: Kernel) -> dict[str, Array]:
-        """Preallocated outputs of a kernel: y and dx, as x, are one buffer for all engines."""
+    def given(self, **others: Any) -> dict[str, Any]:
+        """Every argument by its name in the table; sizes win over what shares their name."""
+        return {**self.arguments, **others, **self.layout.named_sizes}
+
+    @cached_property
+    def in_float32(self) -> Problem:
+        """The same numbers as float32 arrays, with buffers of their own."""
+        twin = copy(self)
+        twin.arguments = {
+            name: self._flat(values.astype(np.float32))
+            if name in FULL and values is not None
+            else values
+            for name, values in self.arguments.items()
+        }
+        twin._buffers = {}
+        return twin
+
+    def outputs(self, kernel: Kernel) -> dict[str, Array | None]:
+        """Preallocated outputs of a kernel; y and dx are one buffer for all engines.
+
+        The mean of what is not centred is None.
+        """
         return {name: self._output(kernel, name) for name in kernel.outputs}
 
-    def stream(self) -> Array:
-        """The buffer behind y and dx."""
-        if "stream" not in self._buffers:
-            self._buffers["stream"] = aligned(self.x.size, self.x.dtype)
-        return self._buffers["stream"]
+    def stream(self, name: str = "stream") -> Array:
+        """The buffer behind y and dx, or another one of x's size."""
+        if name not in self._buffers:
+            self._buffers[name] = aligned(self.x.size, self.x.dtype)
+        return self._buffers[name]
 
-    def reference(self, kernel: Kernel) -> dict[str, Array]:
-        """The oracle's outputs of a kernel, float64."""
-        found = {name: np.empty(self._size(kernel, name)) for name in kernel.outputs}
+    def reference(self, task: Task) -> dict[str, Array]:
+        """The oracle's outputs of a task, float64."""
+        found = {
+            name: np.zeros(self._size(kernel, name))
+            for kernel in task.kernels
+            for name in kernel.outputs
+            if name in task.outputs and self._has(name)
+        }
 
-        def one(channels: slice) -> None:
-            sizes = dict(zip(SIZES[self.family], self.sizes, strict=True))
-            sizes["c"] = channels.stop - channels.start
-            given = {**self.arguments, **sizes}
-            for name in kernel.arguments:
-                if isinstance(given.get(name), np.ndarray):
-                    given[name] = self._part(given[name], channels).flatten()
+        def one(units: slice) -> dict[str, Array]:
+            given = self._part(units)
+            made: dict[str, Array] = {}
+            for kernel in task.kernels:
+                made |= self._oracle(kernel, given, units)
+                given["dy"] = made.get("g", given["dy"])
+            return made
+
+        for units, made in self._each_block(one):
             for name, whole in found.items():
-                given[name] = np.empty(self._part(whole, channels).size)
-            passes = FAMILIES[self.family]
-            getattr(passes, kernel.name)(*(given[name] for name in kernel.arguments))
-            for name, whole in found.items():
-                part = self._part(whole, channels)
-                part[...] = given[name].reshape(part.shape)
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            for _ in pool.map(one, self._blocks()):
-                pass
+                part = self.layout.part(name, whole, units)
+                # What all units share is summed over them.
+                part += made[name].reshape(part.shape)
         return found
 
     def errors(self, found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict[str, float]:
@@ -141,8 +182,11 @@ class Problem:
             worst = [0.0]
             for start in range(0, exact.size, COMPARED_AT_ONCE):
                 piece = slice(start, start + COMPARED_AT_ONCE)
-                scale = np.maximum(1.0, np.abs(exact[piece]))
-                worst.append(np.max(np.abs(found[piece] - exact[piece]) / scale))
+                truth = exact[piece]
+                error = np.abs(found[piece].astype(np.float64) - truth)
+                if found.dtype.itemsize == 2:
+                    error = np.maximum(error - half_unit(truth, found.dtype), 0)
+                worst.append(np.max(error / np.maximum(1.0, np.abs(truth))))
             return float(np.max(worst))
         if name in SUMS:
             # A float32 sum cannot be nearer than its own rounding, hence |exact|.
@@ -152,60 +196,132 @@ class Problem:
         scale = np.where(scale == 0, 1.0, scale)
         return float(np.max(np.abs(found - exact) / scale))
 
-    def _save_statistics(self) -> None:
-        kernels = {kernel.name: kernel for kernel in kernels_of(self.family)}
-        self.arguments.update(
-            (name, values)
-            for name, values in self.reference(kernels["forward"]).items()
-            if name != "y"
-        )
-        self.arguments.update(self.reference(kernels["reduce_grads"]))
-        axis = 1 if self.family == "nchw" else 2
-        others = tuple(i for i in range(3) if i != axis)
-        sums: list[tuple[Array, Array]] = []
-        for channels in self._blocks():
-            dy = self._part(self.dy, channels).astype(np.float64)
-            mean = np.expand_dims(self.arguments["mean"][channels], others)
-            products = dy * (self._part(self.x, channels) - mean)
-            sums.append((np.sum(dy**2, others), np.sum(products**2, others)))
-        of_dy, of_products = (np.sqrt(np.concatenate(parts)) for parts in zip(*sums, strict=True))
-        self._norms = {
-            "sum_dy": of_dy,
-            "dbias": of_dy,
-            "sum_dy_xmu": of_products,
-            "dweight": of_products * self.arguments["rstd"],
+    def _prepare(self) -> None:
+        """The statistics of x, as a backward is given them, and the norms of all summands.
+
+        Settles dy, too: it becomes less where the standard deviation is small, and 0 where rounding
+        would choose between two slopes of the activation.
+        """
+        forward = KERNEL[self.family, "forward"]
+        bare = {"weight": None, "bias": None, "residual": None, "activation": 0}
+        slope = reference.SLOPE[self.arguments["activation"]]
+        largest = float(np.abs(self.dy).max())
+
+        def one(units: slice) -> dict[str, Array]:
+            given = self._part(units)
+            made = self._oracle(forward, given | bare, units)
+            x_hat = made.pop("y")
+            block = self.layout.block(units)
+            rstd = np.maximum(made["rstd"] * (largest / LARGEST_TERM), 1)
+            dy, less = block.by_statistic(given["dy"].astype(np.float64), rstd)
+            dy = (dy / less).reshape(-1)
+            if self.case.activation is not None:
+                z = self._oracle(forward, given | {"activation": 0}, units)["y"]
+                jumps = np.abs(slope(z + KINK) - slope(z - KINK)) > np.sqrt(KINK)
+                dy = np.where(jumps, 0, dy)
+            part = self.layout.part("dy", self.dy, units)
+            part[...] = dy.reshape(part.shape)
+            dy = part.astype(np.float64).reshape(-1)
+            if self.case.activation is not None:
+                dy *= slope(z)
+            made["dbias"] = block.by_parameter(dy**2)
+            made["dweight"] = block.by_parameter((dy * x_hat) ** 2)
+            if self.layout.by_channel:
+                made["sum_dy"] = block.by_parameter(dy)
+                made["sum_dy_xmu"] = block.by_parameter(dy * x_hat) / made["rstd"]
+            return made
+
+        whole = {
+            name: np.zeros(self._size(forward, name))
+            for name in (*forward.outputs[1:], "dweight", "dbias")
+            if self._has(name)
         }
+        if self.layout.by_channel:
+            whole |= {name: np.zeros(self.layout.statistics) for name in ("sum_dy", "sum_dy_xmu")}
+        for units, made in self._each_block(one):
+            for name, values in whole.items():
+                part = self.layout.part(name, values, units)
+                part += made[name].reshape(part.shape)
+        self._norms = {name: np.sqrt(whole.pop(name)) for name in ("dweight", "dbias")}
+        if self.layout.by_channel:
+            self._norms["sum_dy"] = self._norms["dbias"]
+            self._norms["sum_dy_xmu"] = self._norms["dweight"] / whole["rstd"]
+        self.arguments |= whole
+
+    def _part(self, units: slice) -> dict[str, Any]:
+        """The arguments of the oracle for some of the units."""
+        found = {
+            name: self.layout.part(name, values, units).flatten()
+            if isinstance(values, np.ndarray)
+            else values
+            for name, values in self.arguments.items()
+        }
+        return found | self.layout.block(units).named_sizes
+
+    def _oracle(self, kernel: Kernel, given: Mapping[str, Any], units: slice) -> dict[str, Array]:
+        block = self.layout.block(units)
+        made = {
+            name: np.empty(_length(block, kernel, name))
+            for name in kernel.outputs
+            if self._has(name)
+        }
+        taken = {**given, **made}
+        getattr(FAMILIES[self.family], kernel.name)(*(taken[name] for name in kernel.arguments))
+        return made
+
+    def _each_block(self, one: Callable[[slice], Found]) -> Iterable[tuple[slice, Found]]:
+        blocks = list(self.layout.blocks())
+        # In groups, because the results of all blocks at once would fill the memory twice.
+        with ThreadPoolExecutor(self.threads) as pool:
+            for start in range(0, len(blocks), 8 * self.threads):
+                some = blocks[start : start + 8 * self.threads]
+                yield from zip(some, pool.map(one, some), strict=True)
+
+    def _has(self, name: str) -> bool:
+        return self.centred or name != "mean"
 
     def _size(self, kernel: Kernel, name: str) -> int:
+        return _length(self.layout, kernel, name)
+
+    def _output(self, kernel: Kernel, name: str) -> Array | None:
         if name in FULL:
-            return self.x.size
-        cells = self.sizes[0] if kernel.name == "moments" and self.family == "nchw" else 1
-        return cells * self.case.channels
+            return self.stream("stream" if name in ("y", "dx") else name)
+        if not self._has(name):
+            return None
+        return aligned(self._size(kernel, name), np.float32 if name in PARAMETERS else np.float64)
 
-    def _output(self, kernel: Kernel, name: str) -> Array:
-        if name in FULL:
-            return self.stream()
-        parameter = name in ("dweight", "dbias")
-        return aligned(self._size(kernel, name), self.x.dtype if parameter else np.float64)
+    def _added(self) -> Array:
+        values = self.case.values(SHIFT_OF_ADDEND)
+        return self._filled(values * (4 / values.max()) - 2)
 
-    def _blocks(self) -> Iterator[slice]:
-        channels = self.case.channels
-        # In nc, 16 neighbouring channels share a cache line.
-        step = max(BLOCK_ELEMENTS * channels // self.x.size, 1 if self.family == "nchw" else 16)
-        for start in range(0, channels, step):
-            yield slice(start, min(start + step, channels))
-
-    def _part(self, array: Array, channels: slice) -> Array:
-        """The given channels of a full array, of one value per cell, or of one per channel."""
-        if array.size == self.x.size:
-            whole = array.reshape(self.sizes)
-            return whole[:, channels] if self.family == "nchw" else whole[:, :, channels]
-        if array.size == self.case.channels:
-            return array[channels]
-        return array.reshape(-1, self.case.channels)[:, channels]
+    def _filled(self, values: Array) -> Array:
+        return self._flat(values.astype(self.case.storage, copy=False))
 
     @staticmethod
-    def _filled(values: Array) -> Array:
+    def _flat(values: Array) -> Array:
         array = aligned(values.size, values.dtype)
         array[:] = values.reshape(-1)
         return array
+
+
+def _length(block: Layout, kernel: Kernel, name: str) -> int:
+    if name in FULL:
+        return block.elements
+    if name in PARAMETERS:
+        return block.parameters
+    if kernel.name == "moments" and block.family == "nchw":
+        return block.sizes[0] * block.sizes[1]
+    return block.statistics
+
+
+def half_unit(exact: Array, dtype: np.dtype[Any]) -> Array:
+    """Half a unit in the last place of `dtype` at `exact`: the error of rounding once.
+
+    Examples
+    --------
+    >>> half_unit(np.array([1.0, 1.99, 2.0]), np.dtype(np.float16)) * 2**11
+    array([1., 1., 2.])
+    """
+    format = ml_dtypes.finfo(dtype)
+    _, exponent = np.frexp(exact)
+    return np.ldexp(0.5, np.maximum(exponent - 1, int(format.minexp)) - int(format.nmant))

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bench.api import ApiResult
 from bench.engines import Engine
+from bench.layout import layout
 from bench.machine import sentence
 from bench.measure import Comparison, Result
 from bench.targets import Judgement, duration
@@ -40,10 +41,10 @@ def kernel_tables(
     found = []
     for label, group in groupby(comparisons, key=lambda comparison: comparison.case.label):
         of_case = list(group)
-        first = of_case[0]
+        case = of_case[0].case
+        seen, megabytes = layout(case), case.elements * case.storage.itemsize / 1e6
         table = Table(
-            title=f"{label} as {first.case.view.family} {first.case.view.sizes}: "
-            f"{first.case.elements * 4 / 1e6:.3g} MB per array",
+            title=f"{label} as {seen.family} {seen.sizes}: {megabytes:.3g} MB per array",
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
@@ -64,7 +65,7 @@ def kernel_tables(
 def _section(table: Table, comparison: Comparison, titles: dict[str, str]) -> None:
     limit = comparison.limit.best
     table.add_row(
-        comparison.kernel.name,
+        comparison.task.name,
         f"limit: {comparison.probe}",
         duration(limit),
         f"{comparison.rate(limit):.1f}",
@@ -91,7 +92,7 @@ def _figures(comparison: Comparison, result: Result) -> list[str]:
     against = [comparison.seconds(peer) for peer in PEERS]
     return [
         duration(seconds),
-        f"{comparison.rate(seconds):.1f}",
+        f"{result.width * comparison.rate(seconds):.1f}",
         f"{100 * comparison.limit.best / seconds:.0f}",
         *("-" if other is None else f"{other / seconds:.2f}" for other in against),
         error,
@@ -135,7 +136,7 @@ def target_table(judgements: Sequence[Judgement]) -> Table:
 def complaints(comparisons: Sequence[Comparison]) -> list[str]:
     """Every refused kernel and why."""
     return [
-        f"{comparison.case.name} {comparison.kernel.name} {name}: {result.verdict.complaint}"
+        f"{comparison.case.name} {comparison.task.name} {name}: {result.verdict.complaint}"
         for comparison in comparisons
         for name, result in comparison.results.items()
         if result.timing is None
@@ -156,9 +157,15 @@ def record(
                 "case": comparison.case.name,
                 "shape": comparison.case.shape,
                 "axis": comparison.case.axis,
-                "family": comparison.kernel.family,
-                "sizes": comparison.case.view.sizes,
-                "pass": comparison.kernel.name,
+                "layer": comparison.case.layer,
+                "dtype": comparison.case.dtype,
+                "fused": [
+                    *(name for name in ("residual", "addend") if getattr(comparison.case, name)),
+                    *([comparison.case.activation] if comparison.case.activation else []),
+                ],
+                "family": layout(comparison.case).family,
+                "sizes": layout(comparison.case).sizes,
+                "pass": comparison.task.name,
                 "bytes": comparison.bytes,
                 "limit": {**asdict(comparison.limit), "probe": comparison.probe},
                 "engines": {

@@ -12,12 +12,12 @@ from typing import Any
 
 import numba
 import pytest
-from normcore.kernels.table import Kernel
 
 from bench.cases import CASES, Case
 from bench.engines import ENGINES, Engine, available
 from bench.measure import verify
-from bench.problem import Problem, kernels_of
+from bench.problem import Problem
+from bench.tasks import Task, tasks_of
 
 THREADS = numba.config.NUMBA_NUM_THREADS
 FOUND, _ = available(list(ENGINES), THREADS)
@@ -29,30 +29,30 @@ def problem_of(case: Case) -> Problem:
 
 
 @lru_cache(maxsize=1)
-def oracle_of(case: Case, kernel: Kernel) -> dict[str, Any]:
-    return problem_of(case).reference(kernel)
+def oracle_of(case: Case, task: Task) -> dict[str, Any]:
+    return problem_of(case).reference(task)
 
 
 # Engines innermost, so that one case and one oracle at a time are alive.
 @pytest.mark.parametrize(
-    ("case", "kernel", "engine"),
+    ("case", "task", "engine"),
     [
-        pytest.param(case, kernel, engine, id=f"{case.name}-{kernel.name}-{engine.name}")
+        pytest.param(case, task, engine, id=f"{case.name}-{task.name}-{engine.name}")
         for case in CASES
-        for kernel in kernels_of(case.view.family)
+        for task in tasks_of(case)
         for engine in FOUND
     ],
 )
-def test_speed(case: Case, kernel: Kernel, engine: Engine, benchmark: Any) -> None:
+def test_speed(case: Case, task: Task, engine: Engine, benchmark: Any) -> None:
     problem = problem_of(case)
-    call = engine.call(problem, kernel)
+    call = engine.call(problem, task)
     if call is None:
-        pytest.skip(f"{engine.title} has no {kernel.name}")
-    verdict = verify(problem, call, oracle_of(case, kernel), strict=engine.ours)
+        pytest.skip(f"{engine.title} has no {task.name}")
+    verdict = verify(problem, call, oracle_of(case, task), strict=engine.ours)
     assert verdict.complaint == ""
-    benchmark.group = f"{case.label} {kernel.name}"
+    benchmark.group = f"{case.label} {task.name}"
     benchmark.extra_info.update(
-        bytes=problem.bytes_moved(kernel),
+        bytes=problem.bytes_moved(task),
         threads=THREADS,
         instruction_set=engine.instruction_set,
         worst_error=verdict.worst,
@@ -60,4 +60,4 @@ def test_speed(case: Case, kernel: Kernel, engine: Engine, benchmark: Any) -> No
     benchmark(call.run)
     if benchmark.stats is not None:
         best = benchmark.stats.stats.min
-        benchmark.extra_info["gigabytes_per_second"] = problem.bytes_moved(kernel) / best / 1e9
+        benchmark.extra_info["gigabytes_per_second"] = problem.bytes_moved(task) / best / 1e9
