@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from .intrinsics import (
     LANES,
-    LINE_BYTES,
-    address,
     cast,
     muladd,
     prefetch,
@@ -22,6 +20,7 @@ from .intrinsics import (
     stream,
 )
 from .jit import block, inline
+from .runs import gap
 from .values import get
 
 WRAP = LANES
@@ -131,12 +130,6 @@ def look_ahead(reads, i):
     prefetch(reads[0], i + ahead)
     if len(reads) > 1:
         prefetch(reads[-1], i + ahead)
-
-
-@inline
-def gap(y, i):
-    """Elements from y[i] to the start of a cache line."""
-    return -(address(y) + i * y.itemsize) % LINE_BYTES // y.itemsize
 
 
 @block

@@ -127,12 +127,16 @@ def is_streamed(y, x):
 
 
 @inline
+def gap(y, i):
+    """Elements from y[i] to the start of a cache line, or of half a one, which 16 halves fill."""
+    line = min(LINE_BYTES, LANES * y.itemsize)
+    return -(address(y) + i * y.itemsize) % line // y.itemsize
+
+
+@inline
 def head(y, start, length, streaming):
     """Elements before the first whole cache line of a run; none if it is not streamed."""
-    if not streaming:
-        return 0
-    gap = -(address(y) + start * y.itemsize) % LINE_BYTES
-    return min(length, gap // y.itemsize)
+    return min(length, gap(y, start)) if streaming else 0
 
 
 @inline

@@ -108,7 +108,12 @@ def row_statistics(x, addend, flags, masked, i, m, count, start, centre, eps):
     """(shift, mean - shift, rstd) of a row; rstd is 0 where nothing counts."""
     if count == 0:
         return 0.0, 0.0, 0.0
-    shift = row_shift(x, addend, i + start, m - start) if centre else 0.0
+    shift = 0.0
+    if centre:
+        near = 1  # elements that count, one after the other
+        while near < LANES and start + near < m and (not masked or flags[start + near] != 0.0):
+            near += 1
+        shift = row_shift(x, addend, i + start, near)
     s1, s2 = row_sums(x, addend, flags, masked, i, m, shift)
     if not centre:
         return 0.0, 0.0, inverse_deviation(s2 / count, eps)
