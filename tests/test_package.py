@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 from kernel_cases import backends
+from normcore.kernels.table import PASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = [str(b).removeprefix("cython-") for b in backends() if str(b).startswith("cython")]
 HAS_COMPILER = bool(ISAS) or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix"
 
-COMPILED = {"nchw_cy", "nc_cy", "running_cy"}
+COMPILED = {f"{family}_cy" for family in (*PASSES, "running")}
 if X86_64:
-    COMPILED |= {f"{family}_cy_{isa}" for family in ("nchw", "nc") for isa in ("avx2", "avx512")}
+    COMPILED |= {f"{family}_cy_{isa}" for family in PASSES for isa in ("avx2", "avx512")}
 
 # A training forward through a layer on each backend, against the formula, in float64.
 BATCH_NORM = """
@@ -230,7 +231,9 @@ def test_this_installation_has_the_modules_that_a_compiler_gives() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_instruction_set_can_be_chosen(isa: str, tmp_path: Path) -> None:
-    code = "from normcore.kernels import cython; print(cython.isa, cython.nchw.__name__)"
+    code = (
+        "from normcore.kernels.cython import families, isa\nprint(isa, families['nchw'].__name__)"
+    )
     suffix = "" if isa == "baseline" else f"_{isa}"
     chosen = _python(sys.executable, code, cwd=tmp_path, NORMCORE_ISA=isa)
     assert chosen == f"{isa} normcore.kernels.nchw_cy{suffix}"
