@@ -108,7 +108,7 @@ class _Kernel:
             given[i] = np.empty(given[i].size)
         self._run(given)
         for i in self.gradients:
-            arguments[i][...] = given[i]
+            arguments[i][...] = given[i].reshape(arguments[i].shape)
 
     def _run(self, given: list[Any]) -> None:
         if given[-1] == 1:  # in a forked child always
