@@ -1,7 +1,9 @@
-"""Compile, in a process of its own, the Numba kernels that the tests ask for (see conftest.py).
+"""Compile, in a process of its own, Numba kernels that the tests ask for (see conftest.py).
 
-Cold, they take 9 minutes of one core; the tests that need none of them take as long on the other.
+Cold, they take 9 minutes of one core; the tests that need none of them take 5 on the other.
 """
+
+import sys
 
 import numpy as np
 from half_families import HALF_OF
@@ -16,10 +18,16 @@ def only_parallel() -> None:
         kernel.serial = kernel.parallel
 
 
-def main() -> None:
-    numba_kernels.warm(np.dtype(np.float32))  # both twins: warmup has a test
+def wide() -> None:
+    """Float64, and float32 in both twins: warmup has a test."""
+    numba_kernels.warm(np.dtype(np.float32))
     only_parallel()
     numba_kernels.warm(np.dtype(np.float64))
+
+
+def halves() -> None:
+    """The halves, each family with its own."""
+    only_parallel()
     everything = table.KERNELS
     for family, half in HALF_OF.items():
         table.KERNELS = tuple(kernel for kernel in everything if kernel.family == family)
@@ -27,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    {"wide": wide, "halves": halves}[sys.argv[1]]()

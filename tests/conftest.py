@@ -1,5 +1,6 @@
 """Fixtures that several test files share; which Numba kernels are compiled when."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 from half_families import BFLOAT16, FLOAT16, HALF_OF
 
-import normcore as nc
-from normcore.backend import load
+# Before OpenMP is loaded: threads that spin while they wait take 33 ms a call on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import normcore as nc  # noqa: E402  (see above)
+from normcore.backend import load  # noqa: E402
 
 
 def runnable() -> list[str]:
@@ -35,7 +39,7 @@ def backend(request):
 
 MANY = 50
 """Fewer tests than this compile what they need themselves."""
-compilation = pytest.StashKey[subprocess.Popen]()
+compilations = pytest.StashKey[list[subprocess.Popen]]()
 
 
 def _parameters(item):
@@ -68,7 +72,9 @@ def pytest_collection_finish(session):
     numba = sum(map(_is_numba, session.items))
     if numba >= MANY and not session.config.option.collectonly:
         command = [sys.executable, str(Path(__file__).with_name("compile_numba.py"))]
-        session.config.stash[compilation] = subprocess.Popen(command)
+        session.config.stash[compilations] = [
+            subprocess.Popen([*command, part]) for part in ("wide", "halves")
+        ]
     if numba:
         from compile_numba import only_parallel
 
@@ -76,11 +82,12 @@ def pytest_collection_finish(session):
 
 
 def pytest_runtest_setup(item):
-    if _is_numba(item) and compilation in item.config.stash:
-        assert item.config.stash[compilation].wait() == 0
+    if _is_numba(item):
+        for process in item.config.stash.get(compilations, ()):
+            assert process.wait() == 0
 
 
 def pytest_unconfigure(config):
-    if compilation in config.stash:
-        config.stash[compilation].kill()
-        config.stash[compilation].wait()
+    for process in config.stash.get(compilations, ()):
+        process.kill()
+        process.wait()
