@@ -12,8 +12,8 @@ from half_families import BFLOAT16, FLOAT16, HALF_OF
 # Before OpenMP is loaded: threads that spin while they wait take 33 ms a call on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import normcore as nc  # noqa: E402  (see above)
-from normcore.backend import load  # noqa: E402
+import normcore as nc
+from normcore.backend import load
 
 
 def runnable() -> list[str]:

@@ -182,7 +182,7 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_warmup_refuses_other_dtypes():
-    with pytest.raises(TypeError, match="dtypes: expected float64, .* or bfloat16, got int64"):
+    with pytest.raises(TypeError, match="bfloat16, got int64"):
         nc.warmup(dtypes=(np.int64,))
 
 
