@@ -28,9 +28,11 @@ def chunks(samples: int, values: int, size: int) -> list[slice]:
 
     Examples
     --------
-    >>> chunks(5, 9, 2), chunks(5, 1, 2)
-    ([slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)], [slice(0, 2, None), slice(2, 5, None)])
-    """  # noqa: E501
+    >>> chunks(5, 9, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    >>> chunks(5, 1, 2)
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
     ends = [*range(size, samples, size), samples]
     if len(ends) > 1 and (samples - ends[-2]) * values == 1:
         del ends[-2]
