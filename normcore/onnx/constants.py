@@ -132,7 +132,8 @@ def shapes(model: ModelProto) -> dict[str, Shape]:
     Large initializers are known by their shape alone, so that weights are not copied.
     """
     graph = model.graph
-    bare = ModelProto(ir_version=model.ir_version)
+    # Before version 4, initializers that are no inputs are not looked at.
+    bare = ModelProto(ir_version=max(4, model.ir_version))
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
     bare.graph.name = "shapes"
