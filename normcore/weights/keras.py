@@ -30,10 +30,10 @@ _NAMES = {
 }
 
 
-def _layers() -> Any:
+def _keras() -> Any:
     with extra("keras"):
         import keras
-    return keras.layers
+    return keras
 
 
 def from_keras(layer: Any) -> Layer:
@@ -62,21 +62,21 @@ def from_keras(layer: Any) -> Layer:
     ValueError
         For layers that are not built, and for ``renorm=True`` and ``rms_scaling=True``.
     """
-    kinds = _layers()
+    keras = _keras()
     readers: dict[str, Callable[[Any, dict[str, Array]], Layer]] = {
         "BatchNormalization": _batch_norm,
         "LayerNormalization": _layer_norm,
         "GroupNormalization": _group_norm,
     }
-    found = [name for name in readers if isinstance(layer, getattr(kinds, name))]
+    found = [name for name in readers if isinstance(layer, getattr(keras.layers, name))]
     if not found:
         names = ", ".join(readers)
         raise TypeError(f"layer: expected one of Keras's {names}, got {type(layer).__name__}")
     if not layer.built:
         raise ValueError(f"layer: expected a built one, got {layer.name!r}, which is not")
     values = {
-        variable.name: check.stored(variable.name, value)
-        for variable, value in zip(layer.weights, layer.get_weights(), strict=True)
+        variable.name: check.stored(variable.name, keras.ops.convert_to_numpy(variable.value))
+        for variable in layer.weights
     }
     state = {ours: values[its] for ours, its in _NAMES.items() if its in values}
     return readers[found[0]](layer, state)
@@ -163,7 +163,7 @@ def to_keras(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
         For layers that Keras cannot express (an activation, no running statistics, a cumulative
         average) and for an input_shape that is not one of the layer's.
     """
-    kinds = _layers()
+    keras = _keras()
     if getattr(layer, "activation", None) is not None:
         raise ValueError(f"layer: expected no activation, got {layer.activation!r}")
     name, options, lengths = _described(layer)
@@ -173,7 +173,7 @@ def to_keras(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
             raise ValueError(
                 f"input_shape: expected length {length} along axis {axis}, got {input_shape}"
             )
-    found = getattr(kinds, name)(
+    found = getattr(keras.layers, name)(
         epsilon=layer.eps,
         scale=layer.weight is not None,
         center=layer.bias is not None,
