@@ -56,9 +56,11 @@ def named_constants(graph: GraphProto) -> dict[str, TensorProto]:
             raise ValueError(f"initializer: expected different names, got {tensor.name!r} twice")
         found[tensor.name] = tensor
     for node in graph.node:
+        if not node.output:
+            continue
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Identity" and node.input[0] in found:
+        elif node.op_type == "Identity" and node.input and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
     return found
 
@@ -111,18 +113,18 @@ def _with_data(where: str, tensor: TensorProto, size: int, folder: str | None) -
             f"{where}: expected a tensor with its values, got one that refers to another file; "
             "pass the path of the model, or load its external data first"
         )
-    length = ExternalDataInfo(tensor).length
-    if length is not None and length != size:
-        raise ValueError(
-            f"{where}: expected {size} bytes for a tensor of shape {tuple(tensor.dims)}, got a "
-            f"reference to {length}"
-        )
     found = TensorProto()
     found.CopyFrom(tensor)
     try:
+        length = ExternalDataInfo(tensor).length
+        if length is None:
+            found.external_data.add(key="length", value=str(size))
+        elif length != size:
+            raise ValueError(f"a reference to {length} bytes, where {size} are expected")
         load_external_data_for_tensor(found, folder)
     except Exception as error:  # of many kinds: onnx's checks are in C++
         raise ValueError(f"{where}: expected readable external data, got {error}") from error
+    found.data_location = TensorProto.DEFAULT
     return found
 
 
@@ -147,7 +149,10 @@ def shapes(model: ModelProto) -> dict[str, Shape]:
             bare.graph.input.append(
                 make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-    inferred = shape_inference.infer_shapes(bare, data_prop=True).graph
+    try:
+        inferred = shape_inference.infer_shapes(bare, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        raise ValueError(f"model: expected a valid graph, got one with: {error}") from error
     return {
         item.name: tuple(
             length.dim_value if length.HasField("dim_value") else None

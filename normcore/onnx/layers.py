@@ -71,6 +71,11 @@ def layers_from_onnx(model: ModelProto | str | os.PathLike[str]) -> dict[str, La
     for proto in model.graph.node:
         if proto.domain not in ("", "ai.onnx") or proto.op_type not in _LAYERS:
             continue
+        if not (proto.input and proto.output):
+            raise ValueError(
+                f"model: expected inputs and outputs of {proto.op_type}, got {len(proto.input)} "
+                f"and {len(proto.output)}"
+            )
         node = _Node(proto, opset, known, inferred, folder)
         if node.name in found:
             raise ValueError(f"model: expected nodes of different names, got {node.name!r} twice")

@@ -25,9 +25,12 @@ from .states import arrays_to_store
 
 Array = np.ndarray[Any, Any]
 
-_HEADER = 10_000
-"""Bytes that the header of an array of numbers has at most; NumPy's own limit."""
+_HEADER = 1024
+"""Bytes of the header of an array of numbers at most; NumPy writes 128 for up to 8 axes."""
 _CHUNK = 1 << 16
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+"""What zipfile raises: OSError where a damaged directory sends it beyond the file, the last two for
+unknown compression and for encryption."""
 
 
 def load_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -70,7 +73,7 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _members(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}: expected an intact npz file, got one with: {error}") from error
 
 
