@@ -168,15 +168,21 @@ def test_what_says_training_depends_on_the_opset(opset, attributes, outputs, tra
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_parameters_of_other_types(backend, dtype):
+def test_parameters_of_other_types(dtype):
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     x = np.random.default_rng(0).normal(3, 2, (3, 4)).astype(dtype)
     scale, zero = np.array([0.5, 1, 2, 4], dtype), np.zeros(4, dtype)
-    y = nc.onnx.operators()[1].eval(x, scale, zero)
+    batch, layer, *_ = nc.onnx.operators()
+    y = layer.eval(x, scale, zero)
     assert y.dtype == dtype
     wide, eps = scale.astype(np.float32), float(np.float32(1e-5))
     np.testing.assert_array_equal(y, nc.functional.layer_norm(x, 4, wide, None, eps))
+    y, mean, var = batch.eval(x, scale, zero, zero, scale, training_mode=1, n_outputs=3)
+    assert {y.dtype, mean.dtype, var.dtype} == {dtype}
+    expected = 0.9 * scale.astype(np.float64) + 0.1 * x.astype(np.float64).var(0)
+    np.testing.assert_allclose(var.astype(np.float64), expected, rtol=4e-3)
+    np.testing.assert_allclose(mean.astype(np.float64), 0.1 * x.astype(np.float64).mean(0), 4e-3)
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1), (1,)])

@@ -4,6 +4,9 @@ The traps are those of converters (momentum, variance, eps, names, layouts, bflo
 compares with the real counterpart, and fails if the trap is stepped into.
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -59,6 +62,12 @@ def test_state_dicts_of_whole_models():
     assert_same_state(others, ours)
     state["stem.bn.weight"][:] = 7  # a copy
     assert_same_state(others, ours)
+    # Trap: arrays of JAX are read-only. Layers copy them, and go on training.
+    for values in state.values():
+        values.flags.writeable = False
+    weights.load_state_dict(others, state)
+    others["stem.bn"](np.ones((2, 3, 4, 4), np.float32))
+    np.testing.assert_array_equal(others["stem.bn"].weight, [7, 7, 7])
     alone = {"": nc.LayerNorm(2)}
     assert list(weights.state_dict(alone)) == ["weight", "bias"]
     assert weights.load_state_dict(alone, weights.state_dict(alone)) == []
@@ -128,6 +137,31 @@ def test_what_is_no_layer():
     for function in (weights.state_dict, lambda ours: weights.load_state_dict(ours, {})):
         with pytest.raises(TypeError, match="fc: expected a layer of normcore, got ndarray"):
             function({"fc": np.eye(2)})
+
+
+MISSING = """
+import sys
+import normcore, normcore.weights
+assert not {"onnx", "keras", "safetensors", "torch", "ml_dtypes"} & set(sys.modules)
+sys.modules[sys.argv[1]] = None  # as if it were not installed
+exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "extra"),
+    [
+        ("onnx", "import normcore.onnx", "onnx"),
+        ("keras", "normcore.weights.from_keras(None)", "keras"),
+        ("safetensors", "normcore.weights.load_safetensors('w')", "safetensors"),
+        ("safetensors", "normcore.weights.save_safetensors('w', {})", "safetensors"),
+    ],
+)
+def test_a_missing_package_names_the_extra(package, code, extra):
+    command = [sys.executable, "-c", MISSING, package, code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expected = f"ImportError: {package} is not installed: pip install normcore[{extra}]"
+    assert done.stderr.splitlines()[-1] == expected
 
 
 # Files.

@@ -108,34 +108,35 @@ class BatchNormalization(OpRun):
         opset = _opset(self)
         scale, bias = _wide(scale), _wide(bias)
         if not trains(opset, len(self.output), training_mode, is_test):
-            given = (_wide(mean), _wide(var))
-            return (F.batch_norm(x, *given, scale, bias, False, 0.0, float(epsilon)),)
-        if not x.size:  # has no statistics, and changes none
-            return F.batch_norm(x, _wide(mean), _wide(var), scale, bias), mean, var
-        y, batch_mean, batch_var = _train(x, scale, bias, float(epsilon))
-        keep = float(momentum)
-        outputs = (
-            y,
-            (keep * mean.astype(np.float64) + (1 - keep) * batch_mean).astype(mean.dtype),
-            (keep * var.astype(np.float64) + (1 - keep) * batch_var).astype(var.dtype),
-            batch_mean.astype(mean.dtype),  # these two until opset 13
-            batch_var.astype(var.dtype),
-        )
-        return outputs[: 3 if opset >= 14 else 5]
+            mean, var = _wide(mean), _wide(var)
+            return (F.batch_norm(x, mean, var, scale, bias, False, 0.0, float(epsilon)),)
+        given = (x, scale, bias, mean, var, float(epsilon))
+        outputs = _train(*given, 1 - float(momentum))
+        if opset >= 14:
+            return outputs
+        # Mean and variance of the batch, which training frameworks once kept for the backward.
+        return (*outputs, *_train(*given, 1.0)[1:])
 
 
-def _train(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
-    """(y, mean, population variance)."""
-    channels = scale.size
-    count = x.size // channels
+def _train(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: float, momentum: float
+) -> tuple[Array, Array, Array]:
+    """(y, running mean, running variance), of which the last is made of population variances."""
+    count = x.size // scale.size if x.size else 0
+    if count == 0:  # has no statistics, and changes none
+        return F.batch_norm(x, _wide(mean), _wide(var), scale, bias), mean, var
     if count == 1:
-        lone = x.reshape(channels).astype(np.float64)
-        return _lone(x, bias), lone, lone - lone
-    # With momentum 1 the running statistics are those of the batch, and in float64 they lose
-    # nothing; 1 / rstd**2 - eps would, where eps is large against the variance.
-    mean, var = np.zeros(channels), np.ones(channels)
-    y = F.batch_norm(x, mean, var, scale, bias, True, 1.0, eps)
-    return y, mean, var * ((count - 1) / count)
+        lone = x.reshape(scale.shape)
+        moved = (1 - momentum) * mean + momentum * lone.astype(mean.dtype)
+        return _lone(x, bias), moved, (1 - momentum) * var
+    # normcore's running variance is the unbiased one, n / (n - 1) times that of the population.
+    unbias = count / (count - 1)
+    new_mean = mean.astype(np.float64)
+    new_var = var.astype(np.float64)
+    new_var *= unbias
+    y = F.batch_norm(x, new_mean, new_var, scale, bias, True, momentum, eps)
+    new_var /= unbias
+    return y, new_mean.astype(mean.dtype), new_var.astype(var.dtype)
 
 
 class LayerNormalization(OpRun):
