@@ -26,8 +26,9 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("normcore"):
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "normcore"):
             raise
         raise ImportError(
-            f"{error.name} is not installed: pip install normcore[{name}]", name=error.name
+            f"{package} is not installed: pip install normcore[{name}]", name=package
         ) from error
