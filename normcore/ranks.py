@@ -101,7 +101,8 @@ class Ranks:
 def _message(
     which: float, count: float, first: Array, second: Array, refused: bool = False
 ) -> Array:
-    return np.concatenate(([refused, which, count], first, second), dtype=np.float64)
+    message: Array = np.concatenate(([refused, which, count], first, second), dtype=np.float64)
+    return message
 
 
 def merge(messages: Array) -> Array:
@@ -131,7 +132,7 @@ def merge(messages: Array) -> Array:
     array([ 0.,  0.,  3.,  4., 38.])
     """
     with np.errstate(all="ignore"):
-        together = messages.sum(0)
+        together: Array = messages.sum(0)
         which = messages[:, PASS]
         together[PASS] = which[0] if (which == which[0]).all() else np.nan
         some = messages[messages[:, COUNT] > 0]
@@ -268,7 +269,7 @@ def backward_part(
     if out is not None:
         check.destination(out, found, view, found, dy, mean, rstd, weight)
     sums = batch_norm_backward_reduce(dy, found, mean, axis=axis, mask=kept)
-    count = view.count if kept is None else np.count_nonzero(kept)
+    count = view.count if kept is None else int(np.count_nonzero(kept))
     together = ranks.exchange(_message(BACKWARD, count, *sums))
     sum_dy, sum_dy_xmu = together[HEADER:].reshape(2, -1)
     # Of no values at all dx is 0, whatever it is divided by.
