@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from math import log2
+from math import ceil, log2
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-# Messages of this many bytes in all, per level of a tree over the ranks, are gathered; larger ones
-# are merged in that tree. `python -m bench.ranks` measures both; on 2 cores, by shared memory, ...
-GATHER_BYTES = 1 << 17
+# Gathering the messages of P ranks and merging them in a tree of L = ceil(log2 P) levels break even
+# where P - 2 L messages have L times so many bytes: (alpha + delta) / (beta + gamma) of the cost
+# model in bench/ranks.py, where 2 cores have alpha 1.2 us, beta 1 / (10 GB/s), gamma 1 / (3.4 GB/s)
+# and delta 15 us. So up to 4 ranks gather, 64 ranks up to 280 channels, 1,000 ranks up to 23.
+GATHER_BYTES = 40_000
 
 
 def _mpi() -> Any:
@@ -80,9 +82,17 @@ class Communicator(Ranks):
 
     def _merged(self, message: Array) -> Array:
         if gathers(self.size, message.nbytes):
-            messages = np.empty((self.size, message.size))
-            self.comm.Allgather(message, messages)
-            return merge(messages)
+            return self.gathered(message)
+        return self.merged_in_a_tree(message)
+
+    def gathered(self, message: Array) -> Array:
+        """Together, after every rank has had all messages."""
+        messages = np.empty((self.size, message.size))
+        self.comm.Allgather(message, messages)
+        return merge(messages)
+
+    def merged_in_a_tree(self, message: Array) -> Array:
+        """Together, after they were merged on their way to one rank, which sent the result."""
         together = np.empty_like(message)
         one = _element(message.size)
         self.comm.Reduce([message, 1, one], [together, 1, one], op=_merging(), root=0)
@@ -92,7 +102,8 @@ class Communicator(Ranks):
 
 def gathers(size: int, nbytes: int) -> bool:
     """Are messages of nbytes gathered by `size` ranks, not merged in a tree?"""
-    return size * nbytes <= GATHER_BYTES * max(1.0, log2(size))
+    levels = ceil(log2(size))
+    return (size - 2 * levels) * nbytes <= levels * GATHER_BYTES
 
 
 class SyncBatchNorm(BatchNorm):

@@ -120,14 +120,14 @@ def values():
 
 def trees():
     """The same by a tree of messages instead of gathering them."""
-    before, mpi.GATHER_BYTES = mpi.GATHER_BYTES, 0
+    before, mpi.gathers = mpi.gathers, lambda size, nbytes: False
     try:
         uneven, none_first, *_ = splits(12)
         compare((12, 5, 4, 3), uneven, fused=True)
         compare((12, 300), none_first, np.float64)
         errors()
     finally:
-        mpi.GATHER_BYTES = before
+        mpi.gathers = before
 
 
 def state():

@@ -10,7 +10,7 @@ import pytest
 from mpi_launch import launch
 
 import normcore as nc
-from normcore.mpi import GATHER_BYTES, SyncBatchNorm1d, gathers
+from normcore.mpi import SyncBatchNorm1d, gathers
 from normcore.ranks import BACKWARD, FORWARD, HEADER, PASS, Ranks, merge
 
 PROGRAM = Path(__file__).with_name("mpi_program.py")
@@ -109,11 +109,15 @@ def test_a_transport_is_a_subclass():
 
 
 def test_many_or_long_messages_are_merged_in_a_tree():
-    assert gathers(2, GATHER_BYTES // 2)
-    assert not gathers(2, GATHER_BYTES)
-    assert gathers(1, 1 << 40) is False
-    chosen = [gathers(1000, 24 + 16 * channels) for channels in (32, 64, 2048)]
-    assert chosen == sorted(chosen, reverse=True)
+    sizes = [24 + 16 * channels for channels in (16, 256, 4096, 1 << 20)]
+    chosen = {ranks: [gathers(ranks, m) for m in sizes] for ranks in (2, 4, 8, 64, 1000)}
+    assert chosen == {
+        2: [True, True, True, True],
+        4: [True, True, True, True],
+        8: [True, True, False, False],
+        64: [True, True, False, False],
+        1000: [True, False, False, False],
+    }
 
 
 def test_without_mpi4py_the_error_names_the_extra():
