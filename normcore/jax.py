@@ -1,9 +1,10 @@
 """Normalization of JAX arrays on the CPU, for `jax.jit`, `jax.grad` and `jax.vmap`.
 
 The functions are those of `normcore.functional` with what JAX does not have left out: ``out``, and
-arrays that are updated in place. A compiled program calls normcore's kernels back
-(`jax.pure_callback`), once forward and once backward (`jax.custom_vjp`), however many axes
-`jax.vmap` adds. Inputs are read where XLA has them; XLA copies the results once.
+arrays that are updated in place. A compiled program calls normcore, once forward and once backward
+(`jax.custom_vjp`), however many axes `jax.vmap` adds, and nothing is copied: normcore reads and
+writes where XLA has its arrays (`normcore.jax_ffi`; if a JAX does not offer that, there is a
+warning, and `jax.pure_callback`, which copies).
 
 x is float32, bfloat16 or float16, or float64 with ``jax_enable_x64``. Parameters that are bfloat16
 or float16 are converted to float32, for the kernels only. Statistics stay float64 between forward
@@ -16,14 +17,15 @@ there, their ``with`` forms do not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import check
+from . import check, jax_ffi
 from .axes import layer_axes, lengths
-from .jax_calls import BatchNorm, Norm, call
+from .jax_calls import BatchNorm, Call, Norm, call
 
 try:
     import jax
@@ -44,14 +46,48 @@ JaxArray = Any
 """What `jax.Array` is; type checkers need not have JAX."""
 
 
+class _Program:
+    """How compiled programs call: with their own memory, or where XLA has it not, with copies."""
+
+    def __init__(self) -> None:
+        self.target = jax_ffi.Target()
+        self.by_reference = True
+        try:
+            jax.ffi.register_ffi_target("normcore", jax.ffi.pycapsule(self.target.handler))
+        except Exception as error:  # whatever another version of the interface may raise
+            warnings.warn(
+                f"normcore.jax copies arrays; this JAX does not call by reference: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.by_reference = False
+
+    def run(self, outside: Call, arrays: list[Any]) -> list[Any]:
+        """The results of a call, when the program runs."""
+        results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outside.results]
+        found: list[Any]
+        if self.by_reference:
+            arguments = [dtype for _, dtype in outside.arguments]
+            self.target.add(
+                *(outside.key, outside.write, arguments, [dtype for _, dtype in outside.results])
+            )
+            target = jax.ffi.ffi_call("normcore", results, vmap_method="expand_dims")
+            found = target(*arrays, key=np.int64(outside.key))
+        else:
+            returned = outside.returned
+            found = jax.pure_callback(returned, results, *arrays, vmap_method="expand_dims")
+        return found
+
+
+_program = _Program()
+
+
 def _call(norm: Norm, half: str, *arrays: Any) -> list[Any]:
     given = tuple(
         None if values is None else (values.shape, np.dtype(values.dtype)) for values in arrays
     )
-    outside = call(norm, half, given)
-    results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outside.results]
-    found: list[Any] = jax.pure_callback(outside, results, *arrays, vmap_method="expand_dims")
-    return found
+    there = [values for values in arrays if values is not None]
+    return _program.run(call(norm, half, given), there)
 
 
 def _value(norm: Norm, x: Any, weight: Any, bias: Any, running: tuple[Any, ...]) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from . import functional, shapes
+from .reference import inverse_deviation
 
 Array = np.ndarray[Any, Any]
 Lead = tuple[int, ...]
@@ -41,28 +43,35 @@ class Norm:
     """Of forward and backward."""
 
     def forward(
-        self, x: Array, weight: Array | None, bias: Array | None, *running: Array
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        *running: Array,
+        out: Array | None = None,
     ) -> tuple[Array, ...]:
-        """(y, bits of the statistics)."""
+        """(y, bits of the statistics); y in `out`."""
         parameters = {"weight": weight} if self.name == "rms" else {"weight": weight, "bias": bias}
         function = getattr(functional, f"{self.name}_norm_forward")
-        y, *statistics = function(x, **parameters, eps=self.eps, **dict(self.options))
+        y, *statistics = function(x, **parameters, eps=self.eps, out=out, **dict(self.options))
         return y, _bits(*statistics)
 
-    def backward(self, dy: Array, x: Array, bits: Array, weight: Array | None) -> tuple[Array, ...]:
-        """(dx, dweight, dbias); RMS norm has no dbias."""
+    def backward(
+        self, dy: Array, x: Array, bits: Array, weight: Array | None, *, out: Array | None = None
+    ) -> tuple[Array, ...]:
+        """(dx, dweight, dbias), dx in `out`; RMS norm has no dbias."""
         function = getattr(functional, f"{self.name}_norm_backward")
         gradients: tuple[Array, ...] = function(
-            dy, x, *_statistics(bits), weight=weight, **dict(self.options)
+            dy, x, *_statistics(bits), weight=weight, out=out, **dict(self.options)
         )
         return gradients
 
-    def folded(self, x: Array, lead: Lead) -> Array | None:
-        """X with further axes in front, as one x of which it is the same norm; None if none is."""
+    def folded(self, values: Array, lead: Lead) -> Array | None:
+        """X or y with axes in front, as one array of which it is the same norm; None if none is."""
         if self.name in ("group", "instance"):
-            return x.reshape(-1, *x.shape[len(lead) + 1 :])
+            return values.reshape(-1, *values.shape[len(lead) + 1 :])
         if self.name in ("layer", "rms") and dict(self.options)["axis"] is None:
-            return x
+            return values
         return None
 
 
@@ -73,26 +82,35 @@ class BatchNorm(Norm):
     momentum: float | None
 
     def forward(
-        self, x: Array, weight: Array | None, bias: Array | None, *running: Array
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        *running: Array,
+        out: Array | None = None,
     ) -> tuple[Array, ...]:
         """(y, bits of the statistics), in training with the running mean and variance."""
-        options: Any = {"eps": self.eps, **dict(self.options)}
+        options: Any = {"eps": self.eps, "out": out, **dict(self.options)}
         if self.momentum is None:
             y = functional.batch_norm(x, running[0], running[1], weight, bias, **options)
             mean, var = (values.astype(np.float64) for values in running)
-            return y, _bits(mean, 1 / np.sqrt(var + self.eps))
+            return y, _bits(mean, inverse_deviation(var, options["eps"]))
         updated = [np.array(values) for values in running]
         y, mean, rstd = functional.batch_norm_forward(
-            *(x, weight, bias, *updated), momentum=self.momentum, **options
+            x, weight, bias, updated[0], updated[1], self.momentum, **options
         )
         return y, _bits(mean, rstd), *updated
 
-    def backward(self, dy: Array, x: Array, bits: Array, weight: Array | None) -> tuple[Array, ...]:
+    def backward(
+        self, dy: Array, x: Array, bits: Array, weight: Array | None, *, out: Array | None = None
+    ) -> tuple[Array, ...]:
         """(dx, dweight, dbias)."""
         mean, rstd = _statistics(bits)
-        training = self.momentum is not None
         return functional.batch_norm_backward(
-            dy, x, mean, rstd, weight, training=training, **dict(self.options)
+            *(dy, x, mean, rstd, weight),
+            training=self.momentum is not None,
+            out=out,
+            **dict(self.options),
         )
 
 
@@ -104,8 +122,8 @@ Given = tuple[tuple[tuple[int, ...], Any] | None, ...]
 class Call:
     """A half of a norm, for arguments of these shapes and dtypes.
 
-    Equal calls are equal objects, so that JAX compiles them once. `jax.vmap` puts axes in front of
-    the arguments: of length 1 where one is not mapped.
+    `jax.vmap` puts axes in front of arguments and results: of length 1 in an argument that is not
+    mapped.
     """
 
     norm: Norm
@@ -113,52 +131,74 @@ class Call:
     given: Given
     results: tuple[tuple[tuple[int, ...], Any], ...]
 
-    def __call__(self, *arguments: Any) -> list[Array]:
-        """The results, with axes in front if arguments have some."""
-        arrays = [None if values is None else np.asarray(values) for values in arguments]
-        leads: list[Lead] = [
-            () if values is None or of is None else values.shape[: values.ndim - len(of[0])]
-            for values, of in zip(arrays, self.given, strict=True)
+    @cached_property
+    def key(self) -> int:
+        """A number that says all of it."""
+        digest = blake2b(repr(self).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
+    @property
+    def arguments(self) -> list[tuple[tuple[int, ...], Any]]:
+        """Shapes and dtypes of the arguments that are there."""
+        return [argument for argument in self.given if argument is not None]
+
+    def returned(self, *arguments: Any) -> list[Array]:
+        """The results, for a caller that has no memory for them."""
+        arrays = [np.asarray(values) for values in arguments]
+        leads = [
+            values.shape[: values.ndim - len(shape)]
+            for values, (shape, _) in zip(arrays, self.arguments, strict=True)
         ]
         lead = np.broadcast_shapes(*leads)
+        results = [np.empty(lead + shape, dtype) for shape, dtype in self.results]
+        self.write(arrays, results)
+        return results
+
+    def write(self, arguments: list[Array], results: list[Array]) -> None:
+        """Write the results of the arguments that are there."""
+        there = iter(arguments)
+        arrays = [None if argument is None else next(there) for argument in self.given]
+        lead: Lead = results[0].shape[: results[0].ndim - len(self.results[0][0])]
         if not lead:
-            return list(getattr(self.norm, self.half)(*arrays))
-        if self.half == "forward" and all(n == 1 for other in leads[1:] for n in other):
-            x = arrays[0]
-            assert x is not None
-            folded = self.norm.folded(x, lead)
-            if folded is not None:
-                return self._at_once(folded, arrays[1:], lead)
-        return self._one_by_one(arrays, leads, lead)
+            self._write(arrays, results)
+        elif self.half == "backward" or not self._write_at_once(arrays, results, lead):
+            for index in np.ndindex(lead):
+                ones = [
+                    None if values is None or of is None else values[_within(index, values, of[0])]
+                    for values, of in zip(arrays, self.given, strict=True)
+                ]
+                self._write(ones, [values[index] for values in results])
 
-    def _at_once(self, x: Array, parameters: Sequence[Array | None], lead: Lead) -> list[Array]:
-        single = [
-            None if values is None or of is None else values.reshape(of[0])
-            for values, of in zip(parameters, self.given[1:], strict=True)
-        ]
-        found = self.norm.forward(x, *single)  # type: ignore[arg-type]  # no running statistics
-        return [
-            values.reshape(lead + shape)
-            for values, (shape, _) in zip(found, self.results, strict=True)
-        ]
+    def _write(self, arrays: Sequence[Array | None], results: Sequence[Array]) -> None:
+        _, *found = getattr(self.norm, self.half)(*arrays, out=results[0])
+        for result, values in zip(results[1:], found, strict=True):
+            result[...] = values
 
-    def _one_by_one(
-        self, arrays: Sequence[Array | None], leads: Sequence[Lead], lead: Lead
-    ) -> list[Array]:
-        found = [np.empty(lead + shape, dtype) for shape, dtype in self.results]
-        for index in np.ndindex(lead):
-            ones = [
-                None if values is None else values[_within(index, own)]
-                for values, own in zip(arrays, leads, strict=True)
-            ]
-            results = getattr(self.norm, self.half)(*ones)
-            for out, values in zip(found, results, strict=True):
-                out[index] = values
-        return found
+    def _write_at_once(
+        self, arrays: Sequence[Array | None], results: Sequence[Array], lead: Lead
+    ) -> bool:
+        """A forward of which x alone is mapped, if one call can do it; could it?"""
+        x, *others = arrays
+        assert x is not None
+        single: list[Array | None] = []
+        for values, of in zip(others, self.given[1:], strict=True):
+            if values is None or of is None:
+                single.append(None)
+            elif values.shape == (1,) * len(lead) + of[0]:
+                single.append(values.reshape(of[0]))
+            else:
+                return False
+        folded, y = self.norm.folded(x, lead), self.norm.folded(results[0], lead)
+        if folded is None or y is None or folded.shape != y.shape:
+            return False
+        statistics = self.norm.forward(folded, *single, out=y)[1]  # type: ignore[arg-type]  # no running statistics
+        results[1][...] = statistics.reshape(results[1].shape)
+        return True
 
 
-def _within(index: Lead, own: Lead) -> Lead:
-    """The index into axes of which some have length 1."""
+def _within(index: Lead, values: Array, shape: tuple[int, ...]) -> Lead:
+    """The index into axes in front of which some have length 1."""
+    own = values.shape[: values.ndim - len(shape)]
     return tuple(i if n > 1 else 0 for i, n in zip(index, own, strict=True))
 
 
