@@ -1,5 +1,6 @@
 """normcore.jax, in a process of its own: tests/jax_cases.py says why. Shapes without JAX."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,8 @@ def test_values_gradients_vmap_and_doctests():
         capture_output=True,
         text=True,
         timeout=300,
+        # Threads that spin while they wait take the time of JAX's.
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         cwd=HERE.parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr

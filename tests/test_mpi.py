@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mpi_launch import launch
+from readme_section import section
 
 import normcore as nc
 from normcore.mpi import SyncBatchNorm1d, gathers
@@ -20,6 +21,12 @@ PROGRAM = Path(__file__).with_name("mpi_program.py")
 def test_processes_agree_with_one(processes):
     found = launch(processes, "-m", "mpi4py", PROGRAM)
     assert found == f"{processes} ranks agree\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_readme(processes):
+    code = section("On many machines")
+    launch(processes, "-m", "mpi4py", "-c", code + "assert dx.shape == x.shape and y.any()")
 
 
 def test_an_error_of_one_rank_ends_all():

@@ -13,7 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_python_blocks_run_in_order(capsys: Any) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
-    assert len(blocks) == 2
+    assert len(blocks) >= 2  # Those on other packages have tests of their own.
     names: dict[str, Any] = {}
     before = nc.get_num_threads()
     try:
