@@ -21,16 +21,18 @@ Array = np.ndarray[Any, Any]
 Lead = tuple[int, ...]
 
 
+# Statistics are float64, which JAX has only with jax_enable_x64: for JAX they are uint32, two for
+# each, those of one position behind each other.
+
+
 def _bits(*statistics: Array) -> Array:
-    """Statistics behind each other, as uint32: JAX has float64 only with jax_enable_x64."""
-    bits: Array = np.ascontiguousarray(np.stack(statistics, -1)).view(np.uint32)
+    bits: Array = np.stack(statistics, -1).view(np.uint32)
     return bits
 
 
 def _statistics(bits: Array) -> list[Array]:
-    """The statistics again."""
-    found = np.ascontiguousarray(bits).view(np.float64)
-    return [np.ascontiguousarray(found[..., i]) for i in range(found.shape[-1])]
+    found = bits.view(np.float64)
+    return [found[..., i].copy() for i in range(found.shape[-1])]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class Norm:
         bias: Array | None,
         *running: Array,
         out: Array | None = None,
-    ) -> tuple[Array, ...]:
-        """(y, bits of the statistics); y in `out`."""
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """(y, statistics, running statistics); y in `out`."""
         parameters = {"weight": weight} if self.name == "rms" else {"weight": weight, "bias": bias}
         function = getattr(functional, f"{self.name}_norm_forward")
         y, *statistics = function(x, **parameters, eps=self.eps, out=out, **dict(self.options))
-        return y, _bits(*statistics)
+        return y, statistics, []
 
     def backward(
         self, dy: Array, x: Array, bits: Array, weight: Array | None, *, out: Array | None = None
@@ -88,18 +90,18 @@ class BatchNorm(Norm):
         bias: Array | None,
         *running: Array,
         out: Array | None = None,
-    ) -> tuple[Array, ...]:
-        """(y, bits of the statistics), in training with the running mean and variance."""
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """As of any norm; there are running statistics in training."""
         options: Any = {"eps": self.eps, "out": out, **dict(self.options)}
         if self.momentum is None:
             y = functional.batch_norm(x, running[0], running[1], weight, bias, **options)
             mean, var = (values.astype(np.float64) for values in running)
-            return y, _bits(mean, inverse_deviation(var, options["eps"]))
+            return y, [mean, inverse_deviation(var, options["eps"])], []
         updated = [np.array(values) for values in running]
         y, mean, rstd = functional.batch_norm_forward(
             x, weight, bias, updated[0], updated[1], self.momentum, **options
         )
-        return y, _bits(mean, rstd), *updated
+        return y, [mean, rstd], updated
 
     def backward(
         self, dy: Array, x: Array, bits: Array, weight: Array | None, *, out: Array | None = None
@@ -170,9 +172,21 @@ class Call:
                 self._write(ones, [values[index] for values in results])
 
     def _write(self, arrays: Sequence[Array | None], results: Sequence[Array]) -> None:
-        _, *found = getattr(self.norm, self.half)(*arrays, out=results[0])
-        for result, values in zip(results[1:], found, strict=True):
+        first, second, *others = results
+        if self.half == "backward":
+            _, *found = self.norm.backward(*arrays, out=first)  # type: ignore[arg-type]  # None
+            others = [second, *others]
+        else:
+            _, statistics, found = self.norm.forward(*arrays, out=first)  # type: ignore[arg-type]
+            self._keep(statistics, second)
+        for result, values in zip(others, found, strict=True):
             result[...] = values
+
+    @staticmethod
+    def _keep(statistics: Sequence[Array], bits: Array) -> None:
+        floats = bits.view(np.float64)
+        for i, values in enumerate(statistics):
+            floats[..., i] = values.reshape(floats.shape[:-1])
 
     def _write_at_once(
         self, arrays: Sequence[Array | None], results: Sequence[Array], lead: Lead
@@ -191,8 +205,8 @@ class Call:
         folded, y = self.norm.folded(x, lead), self.norm.folded(results[0], lead)
         if folded is None or y is None or folded.shape != y.shape:
             return False
-        statistics = self.norm.forward(folded, *single, out=y)[1]  # type: ignore[arg-type]  # no running statistics
-        results[1][...] = statistics.reshape(results[1].shape)
+        statistics = self.norm.forward(folded, *single, out=y)[1]  # type: ignore[arg-type]  # None
+        self._keep(statistics, results[1])
         return True
 
 
@@ -205,4 +219,10 @@ def _within(index: Lead, values: Array, shape: tuple[int, ...]) -> Lead:
 @lru_cache(maxsize=4096)
 def call(norm: Norm, half: str, given: Given) -> Call:
     """The call for such arguments; it raises the errors of wrong ones already."""
-    return Call(norm, half, given, tuple(shapes.results(getattr(norm, half), given)))
+
+    def forward(*arrays: Any) -> list[Array]:
+        y, statistics, running = norm.forward(*arrays)
+        return [y, _bits(*statistics), *running]
+
+    function = forward if half == "forward" else norm.backward
+    return Call(norm, half, given, tuple(shapes.results(function, given)))

@@ -1,4 +1,4 @@
-"""XLA's foreign function interface in ctypes: compiled programs call Python with their own buffers.
+"""XLA's foreign function interface: compiled programs call Python with their own buffers.
 
 `jax.pure_callback` copies every input in a thread of XLA's pool and every result once more; where
 all threads of the pool are in callbacks, it waits for those copies for ever (with one CPU, that is
@@ -6,15 +6,16 @@ one layer norm of the result of an operation). Here inputs and results are array
 XLA has, and nothing is waited for.
 
 The structures are those of xla/ffi/api/c_api.h, of which `jax.ffi.include_dir` has a copy. XLA
-appends to them and says in `struct_size` how far they go; another major version would be another
-interface, which `handler` refuses.
+appends to them; another major version would be another interface, which is refused. They are read
+by `struct`, as fields of ctypes would take 10 us a call more.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import CFUNCTYPE, c_byte, c_char_p, c_int, c_int64, c_size_t, c_void_p, string_at
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -26,106 +27,48 @@ _METADATA = 1  # XLA_FFI_Extension_Metadata
 _EXECUTE = 3  # XLA_FFI_ExecutionStage_EXECUTE
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
 
-_START: list[tuple[str, Any]] = [("struct_size", c_size_t), ("extension_start", c_void_p)]
+# Each structure begins with its size and a pointer to extensions. Arguments, results and attributes
+# of a frame are structures in it, of which the pointers at their end count: to buffers, or scalars.
+_FRAME = Struct("@8xPP8xi4x" + "16xq8xP" * 2 + "16xq16xP")
+_BUFFER = Struct("@16xi4xPqP")
+_SCALAR = Struct("@i4xP")
+_EXTENSION = Struct("@8xi4x8xP")  # type, metadata
+_API = Struct("@16x16xii8xP")  # version: major, minor; XLA_FFI_Error_Create
+_VERSION_IN_METADATA = 24
 
 
-class _Version(Structure):
-    _fields_ = [*_START, ("major", c_int), ("minor", c_int)]
-
-
-class _Api(Structure):
-    _fields_ = [*_START, ("version", _Version), ("internal", c_void_p), ("error_create", c_void_p)]
-
-
-class _Metadata(Structure):
-    _fields_ = [("struct_size", c_size_t), ("version", _Version), ("traits", c_uint32)]
-
-
-class _Extension(Structure):
-    """An extension; `metadata` is there in one of the type _METADATA."""
-
+class _ErrorCreate(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t),
-        ("type", c_int),
-        ("next", c_void_p),
-        ("metadata", POINTER(_Metadata)),
+        ("extension_start", c_void_p),
+        ("message", c_char_p),
+        ("code", c_int),
     ]
 
 
-class _Buffer(Structure):
-    _fields_ = [
-        *_START,
-        ("dtype", c_int),
-        ("data", c_void_p),
-        ("rank", c_int64),
-        ("dims", POINTER(c_int64)),
-    ]
+_Handler = CFUNCTYPE(c_void_p, c_void_p)
 
 
-class _Buffers(Structure):
-    """Arguments, or results."""
-
-    _fields_ = [
-        *_START,
-        ("size", c_int64),
-        ("types", c_void_p),
-        ("items", POINTER(POINTER(_Buffer))),
-    ]
+def _read(structure: Struct, address: int) -> tuple[Any, ...]:
+    return structure.unpack(string_at(address, structure.size))
 
 
-class _Scalar(Structure):
-    _fields_ = [("dtype", c_int), ("value", POINTER(c_int64))]
+def _pointers(address: int, count: int) -> Sequence[int]:
+    # As a list: ctypes' own type of arrays counts for no sequence.
+    return (c_int64 * count).from_address(address)[:]
 
 
-class _Attributes(Structure):
-    _fields_ = [
-        *_START,
-        ("size", c_int64),
-        ("types", c_void_p),
-        ("names", c_void_p),
-        ("items", POINTER(POINTER(_Scalar))),
-    ]
-
-
-class _Frame(Structure):
-    _fields_ = [
-        *_START,
-        ("api", POINTER(_Api)),
-        ("context", c_void_p),
-        ("stage", c_int),
-        ("args", _Buffers),
-        ("rets", _Buffers),
-        ("attrs", _Attributes),
-    ]
-
-
-class _ErrorCreate(Structure):
-    _fields_ = [*_START, ("message", c_char_p), ("code", c_int)]
-
-
-_create_error = ctypes.CFUNCTYPE(c_void_p, POINTER(_ErrorCreate))
-_Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
-
-
-class _Memory:
-    """Memory as NumPy's array interface describes it."""
-
-    def __init__(self, interface: dict[str, Any]) -> None:
-        self.__array_interface__ = interface
-
-
-def _array(buffer: _Buffer, dtype: np.dtype[Any], readonly: bool) -> Array:
-    shape = tuple(buffer.dims[i] for i in range(buffer.rank))
-    if 0 in shape:  # XLA has no memory for it.
+def _array(address: int, dtype: np.dtype[Any]) -> Array:
+    """The array that a buffer is."""
+    _, data, rank, dims = _read(_BUFFER, address)
+    shape = tuple(_pointers(dims, rank)) if rank else ()
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    if not size:  # XLA has no memory for it.
         return np.empty(shape, dtype)
-    # As bytes without a type: NumPy's interface does not know bfloat16.
-    interface = {
-        "version": 3,
-        "data": (buffer.data, readonly),
-        "shape": shape,
-        "typestr": f"|V{dtype.itemsize}",
-    }
-    return np.asarray(_Memory(interface)).view(dtype)
+    memory: Any = (c_byte * size).from_address(data)
+    return np.ndarray(shape, dtype, memory)
 
 
 class Target:
@@ -150,41 +93,41 @@ class Target:
         """Add a function whose arguments and results have these dtypes."""
         self._functions[key] = function, arguments, results
 
-    def _handle(self, pointer: Any) -> int | None:
-        frame = pointer.contents
+    def _handle(self, address: int) -> int | None:
+        extension, api, stage, *rest = _read(_FRAME, address)
         try:
-            if frame.extension_start:
-                extension = ctypes.cast(frame.extension_start, POINTER(_Extension)).contents
-                if extension.type == _METADATA:
-                    _describe(extension.metadata.contents, frame)
-                    return None
-            if frame.stage == _EXECUTE:
-                self._execute(frame)
+            if extension and _read(_EXTENSION, extension)[0] == _METADATA:
+                _describe(_read(_EXTENSION, extension)[1], api)
+            elif stage == _EXECUTE:
+                self._execute(*rest)
         except BaseException as error:  # XLA raises it where the program was called.
-            return _failure(frame, f"{type(error).__name__}: {error}")
+            return _failure(api, f"{type(error).__name__}: {error}")
         return None
 
-    def _execute(self, frame: _Frame) -> None:
-        key = frame.attrs.items[0].contents.value[0]
+    def _execute(
+        self, n_args: int, args: int, n_rets: int, rets: int, n_attrs: int, attrs: int
+    ) -> None:
+        _, value = _read(_SCALAR, _pointers(attrs, n_attrs)[0])
+        key = c_int64.from_address(value).value
         if key not in self._functions:
             raise RuntimeError("this program was traced in another process; trace it in this one")
         function, arguments, results = self._functions[key]
-        args, rets = frame.args.items, frame.rets.items
-        function(
-            [_array(args[i].contents, dtype, True) for i, dtype in enumerate(arguments)],
-            [_array(rets[i].contents, dtype, False) for i, dtype in enumerate(results)],
-        )
+        inputs = list(map(_array, _pointers(args, n_args), arguments))
+        for values in inputs:
+            values.flags.writeable = False
+        function(inputs, list(map(_array, _pointers(rets, n_rets), results)))
 
 
-def _describe(metadata: _Metadata, frame: _Frame) -> None:
+def _describe(metadata: int, api: int) -> None:
     """Tell XLA for which version of the interface this is written."""
-    own = frame.api.contents.version
-    metadata.version.major = MAJOR
-    metadata.version.minor = own.minor
+    major, minor, _ = _read(_API, api)
+    if major == MAJOR:
+        version = (c_int * 2).from_address(metadata + _VERSION_IN_METADATA)
+        version[:] = [major, minor]
 
 
-def _failure(frame: _Frame, message: str) -> int | None:
-    api = frame.api.contents
+def _failure(api: int, message: str) -> int | None:
     given = _ErrorCreate(ctypes.sizeof(_ErrorCreate), None, message.encode(), _INTERNAL)
-    error: int | None = _create_error(api.error_create)(ctypes.byref(given))
+    create = CFUNCTYPE(c_void_p, ctypes.POINTER(_ErrorCreate))(_read(_API, api)[2])
+    error: int | None = create(ctypes.byref(given))
     return error
