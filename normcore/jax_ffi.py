@@ -3,7 +3,8 @@
 `jax.pure_callback` copies every input in a thread of XLA's pool and every result once more; where
 all threads of the pool are in callbacks, it waits for those copies for ever (with one CPU, that is
 one layer norm of the result of an operation). Here inputs and results are arrays on the memory that
-XLA has, and nothing is waited for.
+XLA has, and nothing is waited for. A call takes 30 us more than one of a compiled function
+(pure_callback: 165 us), 12 us of them to read what XLA hands over.
 
 The structures are those of xla/ffi/api/c_api.h, of which `jax.ffi.include_dir` has a copy. XLA
 appends to them; another major version would be another interface, which is refused. They are read

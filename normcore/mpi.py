@@ -124,10 +124,10 @@ class SyncBatchNorm(BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, axis, dtype, skip_nonfinite
+    num_features, eps, momentum, affine, track_running_stats
         As in `normcore.BatchNorm2d`; the same on all ranks.
-    activation
-        As in `normcore.BatchNorm2d`; the same on all ranks.
+    axis, dtype, skip_nonfinite, activation
+        Likewise.
     comm : mpi4py.MPI.Intracomm, optional
         Its ranks share the batch; MPI.COMM_WORLD if None. All must call the same layers in the
         same order, and begin with the same parameters.
