@@ -6,15 +6,15 @@ itself is imported when it is needed. `normcore.ranks` has the computation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import cache
 from math import ceil, log2
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import check, masks
 from .batchnorm import BatchNorm
+from .functional.batch_backward import batch_norm_activation_backward
 from .functional.gradients import Gradients
 from .layer import LayerGradients, ResidualGradients, Saved
 from .ranks import BACKWARD, FORWARD, Ranks, backward_part, merge, train_part
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 # Gathering the messages of P ranks and merging them in a tree of L = ceil(log2 P) levels break even
 # where P - 2 L messages have L times so many bytes: (alpha + delta) / (beta + gamma) of the cost
 # model in bench/ranks.py, where 2 cores have alpha 1.2 us, beta 1 / (10 GB/s), gamma 1 / (3.4 GB/s)
-# and delta 15 us. So up to 4 ranks gather, 64 ranks up to 280 channels, 1,000 ranks up to 23.
+# and delta 15 us. So up to 4 ranks gather, 64 ranks up to 286 channels, 1,000 ranks up to 24.
 GATHER_BYTES = 40_000
 
 
@@ -177,14 +177,6 @@ class SyncBatchNorm(BatchNorm):
         """The communicator."""
         return self._communicator.comm
 
-    @contextmanager
-    def _answering(self, which: float, expected: bool) -> Iterator[None]:
-        """Run a pass; if the others expect a message of this rank, they get one in any case."""
-        communicator = self._communicator
-        expected = expected and communicator.size > 1
-        with communicator.answering(which, self.num_features) if expected else nullcontext():
-            yield
-
     def forward(
         self,
         x: ArrayLike,
@@ -194,7 +186,9 @@ class SyncBatchNorm(BatchNorm):
         mask: ArrayLike | None = None,
     ) -> Array:
         """Normalize this rank's part of the batch, as `normcore.BatchNorm2d.forward` says."""
-        with self._answering(FORWARD, self.training and not self._frozen):
+        if self._alone() or self._frozen:
+            return super().forward(x, out, residual=residual, mask=mask)
+        with self._communicator.answering(FORWARD, self.num_features):
             return super().forward(x, out, residual=residual, mask=mask)
 
     def backward(
@@ -207,8 +201,15 @@ class SyncBatchNorm(BatchNorm):
         mask: ArrayLike | None = None,
     ) -> LayerGradients:
         """Gradients: dx of this rank's part of the batch, dweight and dbias of all ranks'."""
-        with self._answering(BACKWARD, self._differentiates_batch()):
+        if not self._differentiates_all():
             return super().backward(dy, x, out, residual=residual, mask=mask)
+        with self._communicator.answering(BACKWARD, self.num_features):
+            x, saved = self._differentiated(x, residual, mask)
+            if self.activation is not None:
+                dy = self._before_activation(dy, x, saved)
+                # It is nobody's yet, and dx can be written over it.
+                out = dy if out is None else out
+            return self._returned(*self._part(dy, x, saved, out))
 
     def backward_residual(
         self,
@@ -220,13 +221,43 @@ class SyncBatchNorm(BatchNorm):
         mask: ArrayLike | None = None,
     ) -> ResidualGradients:
         """As `backward`, with the gradient of this rank's residual."""
-        with self._answering(BACKWARD, self._differentiates_batch()):
+        if not self._differentiates_all():
             return super().backward_residual(dy, x, out, residual=residual, mask=mask)
+        with self._communicator.answering(BACKWARD, self.num_features):
+            x, saved = self._differentiated(x, residual, mask)
+            dresidual = check.same("dy", dy, x)
+            if self.activation is not None:
+                dresidual = self._before_activation(dresidual, x, saved)
+            elif saved.mask is not None or (
+                isinstance(out, np.ndarray) and np.may_share_memory(out, dresidual)
+            ):
+                dresidual = dresidual.copy(order="K")
+            if saved.mask is not None:
+                axis = self.axis % x.ndim
+                kept = masks.positions(saved.mask, x.shape, axis)
+                np.copyto(dresidual, 0, where=~np.expand_dims(kept, axis))
+            found = self._part(dresidual, x, saved, out)
+            return ResidualGradients(*self._returned(*found), dresidual)
 
-    def _differentiates_batch(self) -> bool:
-        if self.training and self._saved is not None:
-            return self._saved.batch_statistics
-        return self.training and not self._frozen
+    def _differentiates_all(self) -> bool:
+        """Does a backward concern the parts of all ranks?"""
+        if self._alone():
+            return False
+        return not self._frozen if self._saved is None else self._saved.batch_statistics
+
+    def _before_activation(self, dy: ArrayLike, x: Array, saved: Saved) -> Array:
+        return batch_norm_activation_backward(
+            *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
+            activation=self.activation,
+            residual=saved.residual,
+            axis=self.axis,
+        )
+
+    def _part(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        return backward_part(
+            *(self._communicator, dy, x, saved.mean, saved.rstd, self.weight),
+            *(self.axis, out, saved.mask),
+        )
 
     def _alone(self) -> bool:
         """Does a pass concern this rank only?"""
@@ -252,14 +283,6 @@ class SyncBatchNorm(BatchNorm):
         if self._pool is not None:  # for `normcore.update_bn`
             self._pool.merge(stats)
         return y, self._save(x, out, residual, mask, mean, rstd, True)
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
-        if self._alone() or not saved.batch_statistics:
-            return super()._gradients(dy, x, saved, out)
-        return backward_part(
-            *(self._communicator, dy, x, saved.mean, saved.rstd, self.weight),
-            *(self.axis, out, saved.mask),
-        )
 
 
 class SyncBatchNorm1d(SyncBatchNorm):

@@ -161,10 +161,19 @@ def state():
         close(found, whole.state_dict()[name], 1e-7)
     same_on_all_ranks(*layer.state_dict().values())
 
+    before_this = layer.state_dict()
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert twin.comm == COMM
         assert twin(mine[:, :3]).shape == mine[:, :3].shape
     assert layer.num_batches_tracked == 2
+
+    layer.train()(mine[:, :3])
+    dy = np.ones_like(mine[:, :3])
+    assert layer.backward_residual(dy).dresidual is dy
+    over = layer.backward_residual(dy, out=dy)
+    assert over.dx is dy
+    assert (over.dresidual == 1).all()
+    layer.load_state_dict(before_this)
 
     # Nothing on any rank, by emptiness or by masks.
     before = [values.tobytes() for values in layer.state_dict().values()]
