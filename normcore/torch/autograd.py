@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import Array, Rule
-from .tensors import array, parameter, tensor
+from .tensors import array, tensor
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Any] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
@@ -26,27 +26,23 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    parameters: tuple[Array | None, Array | None],
+    weight_array: Array | None,
+    bias_array: Array | None,
 ) -> Tensor:
-    """y = activation(norm(x) * weight + bias + residual), differentiable if it has to be.
-
-    `parameters` are weight and bias as arrays.
-    """
-    arrays = (
-        array("input", x),
-        *parameters,
-        None if residual is None else array("residual", residual),
-    )
+    """y = activation(norm(x) * weight + bias + residual), differentiable if it has to be."""
+    added = None if residual is None else array("residual", residual)
+    given = array("input", x)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
+        arrays = given, weight_array, bias_array, added
         y: Tensor = Normalization.apply(rule, arrays, x, weight, bias, residual)
         return y
-    # A Function costs 5 us.
-    return tensor(rule.infer(*arrays))
+    # A Function costs 6 us.
+    return tensor(rule.infer(given, weight_array, bias_array, added))
 
 
 class Normalization(torch.autograd.Function):
@@ -63,8 +59,8 @@ class Normalization(torch.autograd.Function):
         residual: Tensor | None,
     ) -> Tensor:
         """Y; keeps what the backward needs."""
-        y, ctx.statistics = rule.forward(*arrays)
-        ctx.rule = rule
+        y, statistics = rule.forward(*arrays)
+        ctx.rest = rule, statistics, arrays[1], arrays[2]
         ctx.save_for_backward(x, weight, bias, None if rule.activation is None else residual)
         return tensor(y)
 
@@ -73,42 +69,47 @@ class Normalization(torch.autograd.Function):
         """Gradients of x, weight, bias and residual."""
         if torch.is_grad_enabled():  # by create_graph=True
             return (None, None, *_differentiable(ctx, dy))
-        x, weight, bias, residual = ctx.saved_tensors
+        # To ask for weight and bias too lets autograd see whether they have changed since.
+        x, _, _, residual = ctx.saved_tensors
+        rule, statistics, weight, bias = ctx.rest
         _, _, _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
-        # A norm without an activation hands dy on to its residual as it is.
-        passed = dy if ctx.rule.activation is None else None
-        found = ctx.rule.backward(
+        dx, dweight, dbias, dresidual = rule.backward(
             array("dy", dy),
             array("input", x),
-            ctx.statistics,
-            parameter("weight", weight),
-            parameter("bias", bias),
+            statistics,
+            weight,
+            bias,
             None if residual is None else array("residual", residual),
             needs_residual,
         )
+        # A norm without an activation hands dy on to its residual as it is.
+        if needs_residual and rule.activation is not None:
+            dy = tensor(dresidual)
+        # Autograd rounds the gradients of halves.
         return (
             None,
             None,
-            tensor(found.dx),
-            tensor(found.dweight).to(weight.dtype) if needs_weight else None,
-            tensor(found.dbias).to(bias.dtype) if needs_bias else None,
-            (tensor(found.dresidual) if passed is None else passed) if needs_residual else None,
+            tensor(dx),
+            tensor(dweight) if needs_weight else None,
+            tensor(dbias) if needs_bias else None,
+            dy if needs_residual else None,
         )
 
 
 def _differentiable(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """The gradients as a part of the graph, by PyTorch's own functions."""
     x, weight, bias, residual = ctx.saved_tensors
+    rule, statistics, _, _ = ctx.rest
     wide = torch.promote_types(x.dtype, torch.float32)
-    z = ctx.rule.twin(
+    z = rule.twin(
         x.to(wide),
         None if weight is None else weight.to(wide),
         None if bias is None else bias.to(wide),
-        ctx.statistics,
+        statistics,
     )
-    if ctx.rule.activation is not None:
+    if rule.activation is not None:
         z = z if residual is None else z + residual.to(wide)
-        z = _ACTIVATIONS[ctx.rule.activation](z)
+        z = _ACTIVATIONS[rule.activation](z)
     needs = ctx.needs_input_grad[2:]
     wanted = [
         values

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..functional.batch_renorm import limit
 from .autograd import normalize
-from .module import Norm, named
+from .module import Norm, state
 from .rules import Array, Batch, Evaluation, Renorm, Rule
-from .tensors import array, parameters, write_back
+from .tensors import parameters, write_back
 
 Limit = float | Callable[[int], float]
 
@@ -42,18 +42,16 @@ class BatchNorm(Norm, torch.nn.modules.batchnorm._BatchNorm):
             is then as it was.
         """
         self._check_input_dim(input)
-        weight, bias = named(self, "weight"), named(self, "bias")
-        mean, var = named(self, "running_mean"), named(self, "running_var")
-        arrays = parameters(self, weight, bias, mean, var)
+        tensors = weight, bias, mean, var, _ = state(self)
+        arrays = parameters(self, *tensors)
         evaluates = not self.training and (mean is not None or var is not None)
         if evaluates:
-            rule: Rule = Evaluation(*arrays[2:], None, 0.0, self.eps, self.activation)
+            rule: Rule = Evaluation(arrays[2], arrays[3], None, 0.0, self.eps, self.activation)
         elif self.training and self.track_running_stats:
-            count = named(self, "num_batches_tracked")
-            rule = self._rule(*arrays[2:], None if count is None else array("count", count))
+            rule = self._rule(*arrays[2:])
         else:
             rule = self._rule(None, None, None)
-        y = normalize(rule, input, weight, bias, residual, arrays[:2])
+        y = normalize(rule, input, weight, bias, residual, arrays[0], arrays[1])
         if not evaluates:
             write_back(mean, arrays[2])
             write_back(var, arrays[3])

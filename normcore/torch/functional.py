@@ -165,10 +165,10 @@ def _by_channel(
     residual: Tensor | None,
     *options: Any,
 ) -> Tensor:
-    found = (parameter("weight", weight), parameter("bias", bias))
+    arrays = parameter("weight", weight), parameter("bias", bias)
     mean = parameter("running_mean", running_mean)
     var = parameter("running_var", running_var)
-    y = normalize(rule(mean, var, None, *options), input, weight, bias, residual, found)
+    y = normalize(rule(mean, var, None, *options), input, weight, bias, residual, *arrays)
     if rule is not Evaluation:
         write_back(running_mean, mean)
         write_back(running_var, var)
@@ -204,8 +204,8 @@ def group_norm(
     TypeError, ValueError
         As in `normcore.functional.group_norm`, and for tensors on other devices.
     """
-    found = (parameter("weight", weight), parameter("bias", bias))
-    return normalize(Group(num_groups, eps, activation), input, weight, bias, residual, found)
+    arrays = parameter("weight", weight), parameter("bias", bias)
+    return normalize(Group(num_groups, eps, activation), input, weight, bias, residual, *arrays)
 
 
 def layer_norm(
@@ -241,9 +241,9 @@ def layer_norm(
     TypeError, ValueError
         As in `normcore.functional.layer_norm`, and for tensors on other devices.
     """
-    found = (parameter("weight", weight), parameter("bias", bias))
+    arrays = parameter("weight", weight), parameter("bias", bias)
     rule = Layer(tuple(normalized_shape), eps, True, axis, activation)
-    return normalize(rule, input, weight, bias, residual, found)
+    return normalize(rule, input, weight, bias, residual, *arrays)
 
 
 def rms_norm(
@@ -275,6 +275,5 @@ def rms_norm(
     TypeError, ValueError
         As in `normcore.functional.rms_norm`, and for tensors on other devices.
     """
-    found = (parameter("weight", weight), None)
     rule = Layer(tuple(normalized_shape), eps, False, axis, activation)
-    return normalize(rule, input, weight, None, residual, found)
+    return normalize(rule, input, weight, None, residual, parameter("weight", weight), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .autograd import normalize
-from .module import Norm, named
+from .module import Norm, state
 from .rules import Evaluation, Instance
 from .tensors import parameters, write_back
 
@@ -37,16 +37,14 @@ class InstanceNorm(Norm, torch.nn.modules.instancenorm._InstanceNorm):
         return self._normalize(input.unsqueeze(0), residual).squeeze(0)
 
     def _normalize(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias = named(self, "weight"), named(self, "bias")
-        mean, var = named(self, "running_mean"), named(self, "running_var")
-        arrays = parameters(self, weight, bias, mean, var)
+        tensors = weight, bias, mean, var, _ = state(self)
+        arrays = parameters(self, *tensors)
         momentum = 0.0 if self.momentum is None else self.momentum
         by_sample = self.training or not self.track_running_stats
         # As in PyTorch, num_batches_tracked stays 0.
-        rule = (Instance if by_sample else Evaluation)(
-            *arrays[2:], None, momentum, self.eps, self.activation
-        )
-        y = normalize(rule, input, weight, bias, residual, arrays[:2])
+        kind = Instance if by_sample else Evaluation
+        rule = kind(arrays[2], arrays[3], None, momentum, self.eps, self.activation)
+        y = normalize(rule, input, weight, bias, residual, arrays[0], arrays[1])
         if by_sample:
             write_back(mean, arrays[2])
             write_back(var, arrays[3])

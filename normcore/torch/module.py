@@ -36,15 +36,28 @@ class Norm(torch.nn.Module):
         return shown if self.activation is None else f"{shown}, activation={self.activation}"
 
 
-def named(module: torch.nn.Module, name: str) -> Tensor | None:
-    """A parameter or buffer of a module.
+def state(module: torch.nn.Module) -> tuple[Tensor | None, ...]:
+    """(weight, bias, running mean, running variance, count) of a module with running statistics.
 
     `module.weight` costs 0.6 us, because `torch.nn.Module` only finds it when Python has not.
     """
-    found = module._parameters.get(name, module)
-    if found is module:
-        found = module._buffers.get(name, module)
-    if found is module:  # an attribute, as torch.nn.utils.prune leaves it
-        found = getattr(module, name)
-    tensor: Tensor | None = found
-    return tensor
+    own, buffers = module._parameters, module._buffers
+    try:
+        return (
+            *(own["weight"], own["bias"]),
+            *(buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]),
+        )
+    except KeyError:  # an attribute, as torch.nn.utils.prune leaves it
+        return (
+            *(module.weight, module.bias),
+            *(module.running_mean, module.running_var, module.num_batches_tracked),
+        )
+
+
+def affine(module: torch.nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """(weight, bias) of a module without running statistics."""
+    own = module._parameters
+    try:
+        return own["weight"], own["bias"]
+    except KeyError:
+        return module.weight, module.bias

@@ -7,7 +7,7 @@ is only asked for when a gradient is to be differentiated again.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
+from ..functional import layer_passes
 from ..functional.batch import train as train_batch
 from ..functional.batch_renorm import train_renorm
 from ..functional.instance_norm import train as train_instance
 
 Array = np.ndarray[Any, Any]
-Statistics = tuple[Array, ...]
-
-
-class Gradients(NamedTuple):
-    """What the backward of a rule returns."""
-
-    dx: Array
-    dweight: Array
-    dbias: Array | None
-    dresidual: Array
+Statistics = Any
+"""A tuple of arrays, as many as the rule says."""
 
 
 class Rule:
@@ -56,15 +49,14 @@ class Rule:
         bias: Any,
         residual: Any,
         with_residual: bool,
-    ) -> Gradients:
-        """All gradients. dresidual is only to be used `with_residual`."""
+    ) -> tuple[Array, Array, Array | None, Array]:
+        """(dx, dweight, dbias, dresidual); the last is only to be used `with_residual`."""
         out = None
         if self.activation is not None:
             dy = self._before_activation(dy, x, statistics, weight, bias, residual)
             # dx may be written over a gradient that nobody else reads.
             out = None if with_residual else dy
-        dx, dweight, *dbias = self._gradients(dy, x, statistics, weight, out)
-        return Gradients(dx, dweight, dbias[0] if dbias else None, dy)
+        return *self._gradients(dy, x, statistics, weight, out), dy
 
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
@@ -73,8 +65,8 @@ class Rule:
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Array | None
-    ) -> tuple[Array, ...]:
-        """(dx, dweight, dbias) or, of a norm without bias, (dx, dweight)."""
+    ) -> tuple[Array, Array, Array | None]:
+        """(dx, dweight, dbias)."""
         raise NotImplementedError
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
@@ -113,14 +105,16 @@ class Batch(Rule):
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
     ) -> Array:
+        mean, rstd = statistics[:2]
         return functional.batch_norm_activation_backward(
-            *(dy, x, *statistics[:2], weight, bias), activation=self.activation, residual=residual
+            *(dy, x, mean, rstd, weight, bias), activation=self.activation, residual=residual
         )
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        return functional.batch_norm_backward(dy, x, *statistics, weight, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd = statistics
+        return functional.batch_norm_backward(dy, x, mean, rstd, weight, out=out)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
@@ -139,15 +133,23 @@ class Evaluation(Batch):
 
     def infer(self, x: Array, weight: Any, bias: Any, residual: Any) -> Array:
         return functional.batch_norm(
-            *(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps),
+            x,
+            self.running_mean,
+            self.running_var,
+            weight,
+            bias,
+            False,
+            0.0,
+            self.eps,
             residual=residual,
             activation=self.activation,
         )
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        return functional.batch_norm_backward(dy, x, *statistics, weight, training=False, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd = statistics
+        return functional.batch_norm_backward(dy, x, mean, rstd, weight, training=False, out=out)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         mean, rstd = (_spread(values, x) for values in statistics)
@@ -174,10 +176,24 @@ class Renorm(Batch):
 
     def forward(self, x: Array, weight: Any, bias: Any, residual: Any) -> tuple[Array, Statistics]:
         y, *statistics = train_renorm(
-            *(x, weight, bias, self.running_mean, self.running_var, self.count, *self.limits),
-            *(self.momentum, self.eps, 1, None, False, None, residual, self.activation, True),
+            x,
+            weight,
+            bias,
+            self.running_mean,
+            self.running_var,
+            self.count,
+            *self.limits,
+            self.momentum,
+            self.eps,
+            1,
+            None,
+            False,
+            None,
+            residual,
+            self.activation,
+            True,
         )
-        return y, tuple(statistics)
+        return y, statistics
 
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
@@ -188,8 +204,9 @@ class Renorm(Batch):
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        return functional.batch_renorm_backward(dy, x, *statistics, weight, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd, r, d = statistics
+        return functional.batch_renorm_backward(dy, x, mean, rstd, r, d, weight, out=out)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         r, d = (_spread(values, x) for values in statistics[2:])
@@ -216,35 +233,34 @@ class Layer(Rule):
         self.activation = activation
 
     def forward(self, x: Array, weight: Any, bias: Any, residual: Any) -> tuple[Array, Statistics]:
-        options = {"axis": self.axis, "residual": residual, "activation": self.activation}
-        if self.centre:
-            y, *statistics = functional.layer_norm_forward(
-                x, self.shape, weight, bias, self.eps, **options
-            )
-        else:
-            y, *statistics = functional.rms_norm_forward(x, self.shape, weight, self.eps, **options)
-        return y, tuple(statistics)
+        y, mean, rstd = layer_passes.forward(
+            *(x, self.shape, weight, bias, self.eps, self.axis, None, None, residual),
+            *(self.activation, self.centre),
+        )
+        return y, (mean, rstd)
 
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
     ) -> Array:
-        options = {"axis": self.axis, "residual": residual, "activation": self.activation}
-        given = (dy, x, *statistics, self.shape, weight)
-        if self.centre:
-            return functional.layer_norm_activation_backward(*given, bias, **options)
-        return functional.rms_norm_activation_backward(*given, **options)
+        mean, rstd = statistics
+        return layer_passes.before_activation(
+            *(dy, x, mean, rstd, self.shape, weight, bias, self.axis, None, residual),
+            *(self.activation, self.centre),
+        )
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        half = functional.layer_norm_backward if self.centre else functional.rms_norm_backward
-        return half(dy, x, *statistics, self.shape, weight, axis=self.axis, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd = statistics
+        return layer_passes.backward(
+            *(dy, x, mean, rstd, self.shape, weight, self.axis, out, None, None, self.centre)
+        )
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         if self.axis is not None:
             x = x.movedim(self.axis, -1)
         if self.centre:
-            y = F.layer_norm(x, self.shape, weight, bias, self.eps)
+            y = F.layer_norm(x, self.shape, weight, bias, float(self.eps or 0))
         else:
             y = F.rms_norm(x, self.shape, weight, self.eps)
         return y if self.axis is None else y.movedim(-1, self.axis)
@@ -269,16 +285,18 @@ class Group(Rule):
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
     ) -> Array:
+        mean, rstd = statistics
         return functional.group_norm_activation_backward(
-            *(dy, x, *statistics, self.groups, weight, bias),
+            *(dy, x, mean, rstd, self.groups, weight, bias),
             activation=self.activation,
             residual=residual,
         )
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        return functional.group_norm_backward(dy, x, *statistics, self.groups, weight, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd = statistics
+        return functional.group_norm_backward(dy, x, mean, rstd, self.groups, weight, out=out)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.group_norm(x, self.groups, weight, bias, self.eps)
@@ -299,14 +317,16 @@ class Instance(Batch):
     def _before_activation(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
     ) -> Array:
+        mean, rstd = statistics
         return functional.instance_norm_activation_backward(
-            *(dy, x, *statistics, weight, bias), activation=self.activation, residual=residual
+            *(dy, x, mean, rstd, weight, bias), activation=self.activation, residual=residual
         )
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
-        return functional.instance_norm_backward(dy, x, *statistics, weight, out=out)
+    ) -> tuple[Array, Array, Array | None]:
+        mean, rstd = statistics
+        return functional.instance_norm_backward(dy, x, mean, rstd, weight, out=out)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.instance_norm(x, None, None, weight, bias, True, 0.0, self.eps)

@@ -59,7 +59,7 @@ class Synchronized(Batch):
 
     def _gradients(
         self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
-    ) -> tuple[Array, ...]:
+    ) -> tuple[Array, Array, Array | None]:
         """One message: the two sums of the backward. dweight and dbias are this process's."""
         mean, rstd, count = statistics
         sums = functional.batch_norm_backward_reduce(dy, x, mean)
