@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import normcore as nc
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+def _blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
 def test_python_blocks_run_in_order(capsys: Any) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
+    blocks = _blocks(README.read_text("utf-8").partition("\n## In a PyTorch model\n")[0])
     assert len(blocks) == 2
     names: dict[str, Any] = {}
     before = nc.get_num_threads()
@@ -28,9 +33,21 @@ def test_python_blocks_run_in_order(capsys: Any) -> None:
     assert "instruction set" in capsys.readouterr().out
 
 
+def test_the_pytorch_model_runs() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    section = README.read_text("utf-8").partition("\n## In a PyTorch model\n")[2]
+    (block,) = _blocks(section.partition("\n## ")[0])
+    assert block.count("\n") < 15
+    names: dict[str, Any] = {}
+    exec(compile(block, str(README), "exec"), names)
+    assert names["model"][1].weight.grad is not None
+    assert type(names["model"][1]).__module__.startswith("torch.nn")
+    assert names["y"].min() == 0
+
+
 def test_the_architecture_names_every_file() -> None:
     tree = README.read_text("utf-8")
-    for folder in ("normcore", "kernels"):
+    for folder in ("normcore", "normcore/torch", "kernels"):
         for path in (README.parent / folder).iterdir():
             if path.suffix in (".py", ".pyx", ".pxi", ".h", ".pyi") and path.name != "__init__.py":
                 assert path.name in tree, path
