@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -314,3 +315,34 @@ def test_without_ml_dtypes_only_bfloat16_is_missing():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError: bfloat16 tensors need ml_dtypes" in found.stderr
     assert "pip install 'normcore[torch]'" in found.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("BatchNorm2d", (6,)),
+        ("InstanceNorm2d", (6,)),
+        ("GroupNorm", (3, 6)),
+        ("LayerNorm", (192,)),
+        ("RMSNorm", (192,)),
+    ],
+)
+def test_arrays_of_the_size_of_x_are_y_and_dx_only(name, arguments, dtype):
+    """NumPy allocates all results, and tracemalloc sees what NumPy allocates."""
+    ours = getattr(nt, name)(*arguments, dtype=dtype)
+    x, dy = (torch.randn(512, 6, 2, 192).to(dtype) for _ in range(2))
+    x.requires_grad_()
+    ours(x).backward(dy)
+    slack = 100_000 + 16 * x[..., 0].numel()  # statistics of rows: two float64 for each
+    assert slack < x.nbytes / 8
+    tracemalloc.start()
+    try:
+        y = ours(x)
+        forward = tracemalloc.get_traced_memory()[1]
+        torch.autograd.grad(y, x, dy)
+        both = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert x.nbytes <= forward <= x.nbytes + slack
+    assert 2 * x.nbytes <= both <= 2 * x.nbytes + slack
