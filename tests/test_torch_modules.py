@@ -334,8 +334,9 @@ def test_arrays_of_the_size_of_x_are_y_and_dx_only(name, arguments, dtype):
     x, dy = (torch.randn(512, 6, 2, 192).to(dtype) for _ in range(2))
     x.requires_grad_()
     ours(x).backward(dy)
-    slack = 100_000 + 16 * x[..., 0].numel()  # statistics of rows: two float64 for each
-    assert slack < x.nbytes / 8
+    # Statistics: float64, up to seven of each row or of each plane, which is two rows here.
+    slack = 100_000 + 56 * x[..., 0].numel()
+    assert slack < x.nbytes / 5
     tracemalloc.start()
     try:
         y = ours(x)
