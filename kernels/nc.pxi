@@ -67,24 +67,18 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
         units(unit_elementwise, job, plan, team, True)
 
 
-cdef void b_by_b(
-    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size
+cdef void steps(
+    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, Py_ssize_t step, int t,
+    int size,
 ) noexcept nogil:
+    # All sweeps of `step` b at a time.
     cdef Team team
-    cdef Py_ssize_t b
     team.t, team.size = t, size
-    for b in range(first, last):
-        team.b, team.b_end = b, b + 1
+    team.b = first
+    while team.b < last:
+        team.b_end = min(last, team.b + step)
         sweeps(job, plan, reduce, &team)
-    if job.stream:
-        stream_fence()
-
-
-cdef void all_b(Job *job, Plan *plan, bint reduce, int t, int size) noexcept nogil:
-    cdef Team team
-    team.t, team.size = t, size
-    team.b, team.b_end = 0, plan.b
-    sweeps(job, plan, reduce, &team)
+        team.b = team.b_end
     if job.stream:
         stream_fence()
 
@@ -95,16 +89,16 @@ cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
     cdef int t
     if threads == 1:
-        b_by_b(job, plan, reduce, 0, b, 0, 1)
+        steps(job, plan, reduce, 0, b, 1, 0, 1)
     elif reduce and job.kind != NOTHING and read >= TEAM_BYTES:
         with parallel(num_threads=threads):
-            b_by_b(job, plan, reduce, 0, plan.b, threadid(), omp_get_num_threads())
+            steps(job, plan, reduce, 0, plan.b, 1, threadid(), omp_get_num_threads())
     elif 4 * most * threads <= 5 * b:
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            b_by_b(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 0, 1)
+            steps(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 1, 0, 1)
     else:
         with parallel(num_threads=threads):
-            all_b(job, plan, reduce, threadid(), omp_get_num_threads())
+            steps(job, plan, reduce, 0, plan.b, plan.b, threadid(), omp_get_num_threads())
 
 
 cdef int launch(

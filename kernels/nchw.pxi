@@ -59,6 +59,7 @@ cdef void block_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) n
 
 # Together --------------------------------------------------------------------------------------
 
+
 cdef void team_block(
     Job *job, Plan *plan, double *parts, Py_ssize_t block, int t, int team
 ) noexcept nogil:
@@ -183,7 +184,7 @@ cdef void all_runs(Job *job, Plan *plan, int threads) noexcept nogil:
         run_share(job, plan, items * t // threads, items * (t + 1) // threads)
 
 
-# -----------------------------------------------------------------------------------------------
+# Which of them ---------------------------------------------------------------------------------
 
 
 cdef enum Schedule:
