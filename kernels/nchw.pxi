@@ -112,26 +112,35 @@ cdef void run(
             all_elementwise(job, plan, threads)
 
 
+cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
+    # False if there is no memory; nothing has been written then.
+    cdef double *parts = NULL
+    # Whole blocks must leave the busiest thread at most a quarter above the average.
+    cdef Py_ssize_t most = (plan.blocks + threads - 1) // threads
+    cdef bint by_channel = 4 * most * threads <= 5 * plan.blocks
+    if threads > 1 and reduce and not by_channel:
+        parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
+        if parts == NULL:
+            return False
+    run(job, plan, reduce, by_channel, parts, threads)
+    PyMem_RawFree(parts)
+    return True
+
+
 cdef int launch(
     Job *job, bint reduce, object mask, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads
 ) except -1:
     cdef Plan plan
-    cdef double *parts = NULL
     cdef PyThreadState *state
-    cdef Py_ssize_t most
-    cdef bint by_channel
+    cdef bint done
     check_threads(threads)
     plan = make_plan(job, n, c, s)
     give_mask(job, &plan, mask, n, c, s)
     if job.size == 0:
         return 0
-    # Whole blocks must leave the busiest thread at most a quarter above the average.
-    most = (plan.blocks + threads - 1) // threads
-    by_channel = 4 * most * threads <= 5 * plan.blocks
-    if threads > 1 and reduce and not by_channel:
-        parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
     state = release(job)
-    run(job, &plan, reduce, by_channel, parts, threads)
+    done = execute(job, &plan, reduce, threads)
     acquire(state)
-    PyMem_RawFree(parts)
+    if not done:
+        raise MemoryError
     return 0

@@ -23,7 +23,6 @@ cdef Py_ssize_t STREAM_BYTES = _schedule.STREAM_BYTES
 cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
 
 cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
     PyThreadState *PyEval_SaveThread() noexcept
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
@@ -315,4 +314,5 @@ cdef void give_parameter_grads(Job *job) noexcept nogil:
         assign(&job.dbias, k, bias)
 
 
+include "given.pxi"
 include "jobs.pxi"
