@@ -5,8 +5,8 @@ status they return. In Cython they are ``cimport``-ed from here; `numba_function
 `ctypes_function` give the same functions to Numba and to ctypes. All of them are those of the
 instruction set that was chosen at import, and none needs the GIL.
 
-The Numba kernels need nothing of this: ``normcore.kernels.rows.forward`` and the others are ``@njit``
-functions, which other ``@njit`` functions call (see `normcore.kernels.table`).
+The Numba kernels need nothing of this: ``normcore.kernels.rows.forward`` and the others are
+``@njit`` functions, which other ``@njit`` functions call (see `normcore.kernels.table`).
 """
 
 from __future__ import annotations
