@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from readme import blocks
 
 REASON = "scikit-learn is not installed"
 preprocessing = pytest.importorskip("sklearn.preprocessing", reason=REASON)
@@ -95,3 +96,12 @@ def test_what_is_not_finite_is_refused_and_nothing_is_taken_in(value):
         scaler.partial_fit(x)
     np.testing.assert_array_equal(scaler.mean_, before)
     assert scaler.n_samples_seen_ == 200
+
+
+def test_the_readmes_example():
+    names = {}
+    [example] = blocks("In a scikit-learn pipeline")
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["model"].score(names["x"], names["x"][:, 0] > 1e4) > 0.9
+    assert np.abs(names["y"].mean((0, 1, 2))).max() < 1e-12
+    np.testing.assert_allclose(names["y"].std((0, 1, 2)), 1, rtol=1e-12)
