@@ -149,7 +149,7 @@ def ctypes_function(name: str) -> Any:
     >>> mean, m2
     (array([2., 5.]), array([2., 0.]))
     """
-    types = [_TYPES.get(word, ctypes.c_void_p) for word in _arguments(name)]
+    types: list[Any] = [_TYPES.get(word, ctypes.c_void_p) for word in _arguments(name)]
     return ctypes.CFUNCTYPE(ctypes.c_int, *types)(address(name))
 
 

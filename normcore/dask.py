@@ -69,20 +69,19 @@ def channel_stats(x: Any, axis: int = 1) -> Any:
         raise ValueError(f"x: expected at least 2 dimensions, got shape {x.shape}")
     axis = layer_axis(axis, x.ndim) % x.ndim
     blocks = x.rechunk({axis: -1}).to_delayed(optimize_graph=True).ravel()
-    parts = [_of_chunk(block, axis) for block in blocks]
+    of_chunk, merged = dask.delayed(_of_chunk, pure=True), dask.delayed(_merged, pure=True)
+    parts = [of_chunk(block, axis) for block in blocks]
     while len(parts) > 1:
-        parts = [_merged(parts[i : i + _TOGETHER]) for i in range(0, len(parts), _TOGETHER)]
+        parts = [merged(parts[i : i + _TOGETHER]) for i in range(0, len(parts), _TOGETHER)]
     return parts[0]
 
 
-@dask.delayed(pure=True)
 def _of_chunk(block: Any, axis: int) -> ChannelStats:
     stats = ChannelStats(axis)
     stats.update(np.asarray(block))
     return stats
 
 
-@dask.delayed(pure=True)
 def _merged(parts: list[ChannelStats]) -> ChannelStats:
     # Into a new one: dask may still hand out those that came.
     merged = ChannelStats(parts[0].axis)

@@ -27,9 +27,7 @@ _DTYPES = (np.float64, np.float32, np.float16)
 _NOTHING = 5e-324
 
 
-class ChannelScaler(  # type: ignore[misc]  # scikit-learn has no types
-    OneToOneFeatureMixin, TransformerMixin, BaseEstimator
-):
+class ChannelScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Standardize channels: `sklearn.preprocessing.StandardScaler` for arrays of any rank.
 
     y = (x - mean) / sqrt(var), with the mean and the population variance of each channel over all
@@ -115,9 +113,11 @@ class ChannelScaler(  # type: ignore[misc]  # scikit-learn has no types
         """Standardized X, in X's dtype if that is a floating-point one, else float64."""
         check_is_fitted(self)
         x = self._given(X, _DTYPES, reset=False)
-        mean = self.mean_ if self.with_mean else np.zeros(self.n_features_in_)
+        mean, var = self._stats.mean, self._stats.var()
+        if not self.with_mean:
+            mean = np.zeros_like(mean)
         # The variance of a constant channel is 0 and its scale 1.
-        var = np.where(self.var_ == 0, 1.0, self.var_) if self.with_std else np.ones(mean.shape)
+        var = np.where(var == 0, 1.0, var) if self.with_std else np.ones_like(var)
         return self._normalized(x, X, mean, var)
 
     def inverse_transform(self, X: Any) -> Array:
@@ -136,13 +136,12 @@ class ChannelScaler(  # type: ignore[misc]  # scikit-learn has no types
         if not first:
             stats.merge(self._stats)
         stats.update(x)
-        self._stats = stats
+        self._stats: ChannelStats = stats
         self.n_samples_seen_ = stats.count
         self.mean_ = stats.mean if self.with_mean or self.with_std else None
-        self.var_ = stats.var() if self.with_std else None
-        self.scale_ = None
-        if self.with_std:
-            self.scale_ = np.where(self.var_ == 0, 1.0, np.sqrt(self.var_))
+        var = stats.var()
+        self.var_ = var if self.with_std else None
+        self.scale_ = np.where(var == 0, 1.0, np.sqrt(var)) if self.with_std else None
         return self
 
     def _given(self, X: Any, dtype: Any, reset: bool) -> Array:
@@ -155,10 +154,19 @@ class ChannelScaler(  # type: ignore[misc]  # scikit-learn has no types
         x: Array = validate_data(self, X, dtype=dtype, reset=reset, allow_nd=True)
         return x
 
-    def _normalized(self, x: Array, given: Any, *parameters: Array | None) -> Array:
+    def _normalized(
+        self,
+        x: Array,
+        given: Any,
+        mean: Array,
+        var: Array,
+        weight: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
         own = not self.copy and isinstance(given, np.ndarray) and x.flags.writeable
         out = x if own and np.may_share_memory(x, given) else None
-        return np.moveaxis(batch_norm(x, *parameters, eps=_NOTHING, out=out), 1, self.axis)
+        y = batch_norm(x, mean, var, weight, bias, eps=_NOTHING, out=out)
+        return np.moveaxis(y, 1, self.axis)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
