@@ -46,6 +46,7 @@ cdef struct Plan:
     Py_ssize_t strips
     Py_ssize_t block         # channels that are settled together: whole statistics
     Py_ssize_t blocks
+    bint again               # a team sums its block once more
     Py_ssize_t mask_channels # that share a row of the mask; 0: every plane has its row
 
 
