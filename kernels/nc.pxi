@@ -101,12 +101,34 @@ cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
             steps(job, plan, reduce, 0, plan.b, plan.b, threadid(), omp_get_num_threads())
 
 
+cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
+    # False if there is no memory; nothing has been written then.
+    cdef Py_ssize_t totals, packed
+    totals = plan.b * plan.units * job.width * plan.wide if reduce else 0
+    packed = plan.b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
+    packed = packed // <Py_ssize_t>sizeof(double) + 17
+    plan.shift = scratch(
+        plan.b * plan.wide + totals + packed
+        + 2 * plan.b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
+    if plan.shift == NULL:
+        return False
+    plan.totals = plan.shift + plan.b * plan.wide
+    # As far from a cache line as the output: where one is aligned, so is the other.
+    plan.packed = <char *>(plan.totals + totals)
+    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
+    plan.bad = <unsigned char *>(plan.totals + totals + packed)
+    plan.uneven = plan.bad + plan.b * plan.pieces
+    run(job, plan, reduce, threads)
+    PyMem_RawFree(plan.shift)
+    return True
+
+
 cdef int launch(
     Job *job, bint reduce, object mask, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads
 ) except -1:
     cdef Plan plan
     cdef PyThreadState *state
-    cdef Py_ssize_t totals, packed
+    cdef bint done
     check_threads(threads)
     if job.cells > 0 and c % job.merged != 0:
         refuse("mean", f"{b} times a size that divides {c}", job.statistics)
@@ -116,19 +138,9 @@ cdef int launch(
     if job.size == 0:
         return 0
     make_plan(&plan, job, b, m, c)
-    totals = b * plan.units * job.width * plan.wide if reduce else 0
-    packed = b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
-    packed = packed // <Py_ssize_t>sizeof(double) + 17
-    plan.shift = scratch(
-        b * plan.wide + totals + packed + 2 * b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
-    plan.totals = plan.shift + b * plan.wide
-    # As far from a cache line as the output: where one is aligned, so is the other.
-    plan.packed = <char *>(plan.totals + totals)
-    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
-    plan.bad = <unsigned char *>(plan.totals + totals + packed)
-    plan.uneven = plan.bad + b * plan.pieces
     state = release(job)
-    run(job, &plan, reduce, threads)
+    done = execute(job, &plan, reduce, threads)
     acquire(state)
-    PyMem_RawFree(plan.shift)
+    if not done:
+        raise MemoryError
     return 0
