@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -41,6 +41,10 @@ TOLERANCES = {
     **dict.fromkeys(STATISTICS, 1e-12),  # relative
 }
 HALF_TOLERANCES = {**TOLERANCES, **dict.fromkeys(STATISTICS, 1e-6)}
+# The oracle is float64 itself: what is left between the two is the rounding of both.
+DOUBLE_TOLERANCES = {**TOLERANCES, **dict.fromkeys((*FULL, *SUMS), 1e-13)}
+TOLERANCES_OF = {8: DOUBLE_TOLERANCES, 4: TOLERANCES, 2: HALF_TOLERANCES}
+"""Bytes of an element -> tolerances."""
 KINK = 1e-4
 """An activation whose slope jumps within this of z leaves the gradient there to rounding."""
 
@@ -64,13 +68,18 @@ class Problem:
         self.threads = threads
         self.layout = layout(case)
         self.family = self.layout.family
-        self.tolerances = TOLERANCES if case.storage.itemsize > 2 else HALF_TOLERANCES
+        self.tolerances = TOLERANCES_OF[case.storage.itemsize]
         if case.activation is not None:
             # g is rounded before it is summed. Where rows resemble each other, as the digits' do,
             # so do its errors: those of n summands grow with n, the summands' norm with its root.
             terms = case.elements // self.layout.parameters
             self.tolerances = self.tolerances | dict.fromkeys(SUMS, TOLERANCES["g"] * terms**0.5)
         x = case.values(0)
+        if case.offset:
+            # Whole numbers stay exact in float32 up to 1.6e7.
+            x += np.rint(case.offset * x.std(dtype=np.float64)).astype(np.float32)
+        self.parameter_dtype = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
+        parameters = partial(np.linspace, num=self.layout.parameters, dtype=self.parameter_dtype)
         dy = case.values(SHIFT_OF_DY)
         dy -= dy.max() / 2
         centred = case.layer != "rms"
@@ -80,12 +89,8 @@ class Problem:
             "residual": self._added() if case.residual else None,
             "addend": self._added() if case.addend else None,
             "mask": None,
-            "weight": np.linspace(0.5, 1.5, self.layout.parameters, dtype=np.float32),
-            "bias": (
-                np.linspace(-1.0, 1.0, self.layout.parameters, dtype=np.float32)
-                if centred
-                else None
-            ),
+            "weight": parameters(0.5, 1.5),
+            "bias": parameters(-1.0, 1.0) if centred else None,
             "mean": None,
             "activation": ACTIVATIONS[case.activation],
             "eps": EPS,
@@ -288,7 +293,8 @@ class Problem:
             return self.stream("stream" if name in ("y", "dx") else name)
         if not self._has(name):
             return None
-        return aligned(self._size(kernel, name), np.float32 if name in PARAMETERS else np.float64)
+        dtype = self.parameter_dtype if name in PARAMETERS else np.float64
+        return aligned(self._size(kernel, name), dtype)
 
     def _added(self) -> Array:
         values = self.case.values(SHIFT_OF_ADDEND)
