@@ -20,7 +20,7 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bench.problem import Problem
+from bench.problem import INPUTS, Problem
 from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
@@ -163,9 +163,7 @@ def thread_counts(threads: int) -> list[int]:
 def probes(problem: Problem, task: Task) -> dict[str, Callable[[], object]]:
     """Name -> call of every probe that moves what `task` moves, ready (compiled)."""
     given = problem.arguments
-    readable = [
-        given[name] for name in ("x", "dy", "residual", "addend") if given[name] is not None
-    ]
+    readable = [given[name] for name in INPUTS if given[name] is not None]
     names = ("stream", *(name for name in ("total", "g") if name in task.outputs))
     written = [problem.stream(name) for name in names[: task.writes]]
     return moves(readable[: task.reads], written, problem.threads)

@@ -33,6 +33,7 @@ LARGEST_TERM = 4.0
 SHIFT_OF_ADDEND = 3
 """What is added is the same data from elsewhere, too, brought to -2..2."""
 
+INPUTS = ("x", "dy", "residual", "addend")
 SUMS = ("sum_dy", "sum_dy_xmu", "dweight", "dbias")
 STATISTICS = ("mean", "m2", "var", "rstd")
 TOLERANCES = {
@@ -126,9 +127,17 @@ class Problem:
         return {**self.arguments, **others, **self.layout.named_sizes}
 
     @cached_property
+    def untouched(self) -> dict[str, Array]:
+        """Copies of all inputs of x's size, from before anybody was given them."""
+        return {
+            name: self.arguments[name].copy() for name in INPUTS if self.arguments[name] is not None
+        }
+
+    @cached_property
     def in_float32(self) -> Problem:
         """The same numbers as float32 arrays, with buffers of their own."""
         twin = copy(self)
+        twin.__dict__.pop("untouched", None)
         twin.arguments = {
             name: self._flat(values.astype(np.float32))
             if name in FULL and values is not None
