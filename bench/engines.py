@@ -155,6 +155,8 @@ ENGINES: dict[str, tuple[Callable[[int], Engine], tuple[str, ...]]] = {
 }
 """Name -> how to make it, and the modules without which it is not there."""
 PEERS = ("torch", "compiled", "onednn", "onnxruntime", "jax", "textbook")
+SLOW = ("compiled",)
+"""Three seconds of compilation per case: unless named, only where something is promised."""
 COMPILED = ("cython", "numba")
 
 

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench import api, processes, record, report, sweeps
 from bench.arguments import add_threads
 from bench.cases import CASES, QUICK_ELEMENTS, SUFFIX, Case
-from bench.engines import ENGINES, Engine, available, with_rivals
+from bench.engines import ENGINES, SLOW, Engine, available, with_rivals
 from bench.figures import draw
 from bench.machine import describe
 from bench.measure import Comparison, compare, steps
 from bench.record import Run
-from bench.targets import judge
+from bench.targets import bound_of, judge
 
 BUSY = 0.5
 """Load average beyond which somebody else is using the cores."""
@@ -143,7 +143,9 @@ def measure(
 
         for case in cases:
             progress.update(task, description=f"{case.name}: verifying")
-            run.kernels += compare(case, engines, threads, rounds, advance)
+            asked = given.engine or case.fused or bound_of(case, "forward") is not None
+            everyone = [engine for engine in engines if asked or engine.name not in SLOW]
+            run.kernels += compare(case, everyone, threads, rounds, advance)
         for series in chosen:
             run.series[series.name] = sweeps.run(series, names, threads, rounds, advance)
         if "calls" in given.part:

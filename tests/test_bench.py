@@ -283,9 +283,10 @@ def test_probes_move_every_element(case):
                 assert total == pytest.approx(expected, rel=1e-5), name
 
 
-def test_probes_move_all_bytes_of_halves():
-    made = problem.Problem(Case("half", (7, 4), 1, table, dtype="bfloat16"), 1)
-    [forward, _] = tasks.tasks_of(made.case)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_probes_move_all_bytes_of_other_dtypes(dtype):
+    made = problem.Problem(Case("other", (7, 4), 1, table, dtype=dtype), 1)
+    [forward] = [task for task in tasks.tasks_of(made.case) if task.name == "forward"]
     for probe in limits.probes(made, forward).values():
         made.stream().fill(np.nan)
         probe()

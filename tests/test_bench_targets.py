@@ -1,6 +1,5 @@
 """The benchmark's promises: what is judged, against whom, and what breaks a promise."""
 
-
 import pytest
 from bench_cases import FAMILY, FUSED, HALVES, TINY
 
