@@ -93,9 +93,7 @@ def _percent_panel(
         axes.set_ylabel("% of memory limit", fontsize=9)
         axes.set_ylim(0, max(112.0, axes.get_ylim()[1] * 1.05))
         axes.set_title(title, fontsize=10, loc="left")
-        _ticks(
-            axes, [f"{entry['case']}\n{'x'.join(map(str, entry['shape']))}" for entry in entries]
-        )
+        _ticks(axes, [_place(entry) for entry in entries])
 
     return draw
 
@@ -128,6 +126,12 @@ def _wrong(axes: Any, entries: Sequence[Entry], engines: Sequence[str], height: 
                 axes.text(x, height, "wrong", color="red", rotation=90, fontsize=7, ha="center")
 
 
+def _place(entry: Entry) -> str:
+    """Name and shape, in three lines: twenty cases stand beside each other."""
+    first, *others = ("x".join(map(str, part)) for part in (entry["shape"][:2], entry["shape"][2:]))
+    return "\n".join([entry["case"], first, *(f"x{rest}" for rest in others if rest)])
+
+
 def _percent(entry: Entry, engine: str) -> float | None:
     times = times_limit(entry, engine)
     return None if times is None else 100 / times
@@ -158,7 +162,7 @@ def _beside(k: int, engines: int) -> float:
 
 
 def _ticks(axes: Any, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names, fontsize=6.5)
+    axes.set_xticks(range(len(names)), names, fontsize=6)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

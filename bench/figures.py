@@ -18,7 +18,7 @@ def draw(folder: Path, content: dict[str, Any]) -> list[Path]:
     """Every picture that there are figures for; their paths."""
     machine, series = content["machine"], content["series"]
     pictures: list[tuple[str, Panels, int, float]] = [
-        ("bench.png", bars.panels(content["kernels"]), 1, 2.6),
+        ("bench.png", bars.panels(content["kernels"]), 1, 2.7),
         ("sizes.png", curves.sizes(series.get("sizes", []), machine), 2, 3.0),
         ("threads.png", curves.threads(series.get("threads", [])), 1, 2.3),
         ("errors.png", curves.errors(series.get("offset", [])), 2, 3.2),
