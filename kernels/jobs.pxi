@@ -17,11 +17,9 @@ cdef Job *new_job(
     str name, cnp.ndarray out, cnp.ndarray x, cnp.ndarray dy, Py_ssize_t channels,
     Py_ssize_t statistics, Py_ssize_t size,
 ) except NULL:
-    # `name` is that of `out`. One block of memory holds the job and its tables; what is not set is
-    # zero.
+    # `name` is that of `out`.
     cdef Storage storage = storage_of(x, "x")
     cdef int typenum = cnp.PyArray_TYPE(x)
-    cdef int width = 2 if dy is None else 3
     cdef Job *job
     check(x, "x", size)
     cdef const char *gradient = optional_input(dy, "dy", size, typenum)
@@ -29,18 +27,29 @@ cdef Job *new_job(
         check_out(out, name, size, typenum)
     if statistics < 1 and channels > 0 or statistics > 0 and channels % statistics != 0:
         refuse("mean", f"a size that divides {channels}", statistics)
-    cdef Py_ssize_t tables = channels * (width + 1 + sizeof(Channel) // sizeof(double)) + statistics
-    job = <Job *>PyMem_RawCalloc(1, sizeof(Job) + tables * sizeof(double))
-    if job == NULL:
-        raise MemoryError
-    job.channels = <Channel *>(job + 1)
-    job.sums = <double *>(job.channels + channels)
-    job.shift = job.sums + channels * width
+    job = blank_job(storage, channels, statistics, size, dy is not None)
     job.out = NULL if out is None else <char *>cnp.PyArray_DATA(out)
     job.x = <const char *>cnp.PyArray_DATA(x)
     job.dy = gradient
+    return job
+
+
+cdef Job *blank_job(
+    Storage storage, Py_ssize_t channels, Py_ssize_t statistics, Py_ssize_t size,
+    bint gradient_sums,
+) except NULL:
+    # One block of memory holds the job and its tables; what of the job is not set is zero.
+    cdef int width = 3 if gradient_sums else 2
+    cdef Py_ssize_t tables = channels * (width + 1 + sizeof(Channel) // sizeof(double)) + statistics
+    cdef Job *job = <Job *>PyMem_RawMalloc(sizeof(Job) + tables * sizeof(double))
+    if job == NULL:
+        raise MemoryError
+    memset(job, 0, sizeof(Job))
+    job.channels = <Channel *>(job + 1)
+    job.sums = <double *>(job.channels + channels)
+    job.shift = job.sums + channels * width
     job.storage = storage
-    job.itemsize = cnp.PyArray_ITEMSIZE(x)
+    job.itemsize = itemsize_of(storage)
     job.size = size
     job.cells = channels
     job.statistics = statistics
@@ -48,7 +57,7 @@ cdef Job *new_job(
     job.parameters = channels
     job.count = <double>size / max(1, statistics)
     job.width = width
-    job.gradient_sums = dy is not None
+    job.gradient_sums = gradient_sums
     job.stream = size * job.itemsize >= STREAM_BYTES
     return job
 
@@ -206,6 +215,51 @@ cdef int backward_job(
     job.training = training
     job.kind = GRADIENT if training else SCALE
     job.settle = settle_backward
+    return 0
+
+
+# From a call of calls_cy.pyx, which has checked it ----------------------------------------------
+
+
+cdef Job *called_job(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Py_ssize_t size = call.sizes[0] * call.sizes[1] * call.sizes[2]
+    cdef Job *job = blank_job(<Storage>call.storage, channels, call.statistics, size, False)
+    job.out = call.y
+    job.x = call.x
+    job.residual = call.residual
+    job.activation = call.activation
+    job.kind = NORMALIZE
+    if call.activation != 0 or call.residual != NULL:
+        job.kind = NORMALIZE_FUSED
+    job.weight = call.weight
+    job.bias = call.bias
+    job.parameters = call.parameters
+    job.eps = call.eps
+    return job
+
+
+cdef Job *called_apply(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Job *job = called_job(call, channels)
+    job.mean = call.mean
+    job.var = call.var
+    job.settle = settle_apply
+    return job
+
+
+cdef Job *called_forward(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Job *job = called_job(call, channels)
+    job.to_mean = call.to_mean
+    job.to_var = call.to_var
+    job.to_rstd = call.to_rstd
+    job.settle = settle_forward
+    return job
+
+
+cdef int run_called(Job *job, bint reduce, const Call *call) except -1:
+    try:
+        launch(job, reduce, None, call.sizes[0], call.sizes[1], call.sizes[2], call.threads)
+    finally:
+        PyMem_RawFree(job)
     return 0
 
 

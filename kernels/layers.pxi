@@ -181,21 +181,28 @@ cdef Py_ssize_t product(Py_ssize_t first, Py_ssize_t second, Py_ssize_t third) e
     return first * second * third
 
 
+cdef void blank_job(
+    Job *job, Storage storage, const char *x, Py_ssize_t m, Py_ssize_t size
+) noexcept:
+    memset(job, 0, sizeof(Job))
+    job.storage = storage
+    job.m = m
+    job.size = size
+    job.itemsize = itemsize_of(storage)
+    job.x = x
+    job.lost = 2.0 if storage == F64 else 1024.0
+    job.stream = size * job.itemsize >= STREAM_BYTES
+
+
 cdef int start_job(
     Job *job, cnp.ndarray x, object mean, cnp.ndarray rstd, Py_ssize_t statistics, Py_ssize_t m,
     Py_ssize_t size, bint statistics_out, int threads,
 ) except -1:
     # Returns the type number that every array like x must have.
-    memset(job, 0, sizeof(Job))
-    job.storage = storage_of(x, "x")
+    cdef Storage storage = storage_of(x, "x")
     check_threads(threads)
     check(x, "x", size)
-    job.m = m
-    job.size = size
-    job.itemsize = cnp.PyArray_ITEMSIZE(x)
-    job.x = <const char *>cnp.PyArray_DATA(x)
-    job.lost = 2.0 if job.storage == F64 else 1024.0
-    job.stream = size * job.itemsize >= STREAM_BYTES
+    blank_job(job, storage, <const char *>cnp.PyArray_DATA(x), m, size)
     if mean is not None:
         if not isinstance(mean, cnp.ndarray):
             raise TypeError(f"mean: expected an array or None, got {type(mean).__name__}")
@@ -230,17 +237,23 @@ cdef char *converted(
 cdef int allocate(
     Job *job, object weight, object bias, Py_ssize_t spare
 ) except -1:
-    # weight and bias as they are computed with, the units' parts, and room for `spare` bytes.
     cdef Parameter given_weight = parameter(weight, "weight", job.m)
     cdef Parameter given_bias = parameter(bias, "bias", job.m)
+    return allocate_for(job, &given_weight, &given_bias, spare)
+
+
+cdef int allocate_for(
+    Job *job, Parameter *weight, Parameter *bias, Py_ssize_t spare
+) except -1:
+    # weight and bias as they are computed with, the units' parts, and room for `spare` bytes.
     cdef bint single = job.storage != F64
     cdef Py_ssize_t parts = 2 * job.units * job.pitch
     cdef char *to
     job.memory = scratch(3 * job.m + parts + spare // 8 + 1)
-    to = converted(<char *>job.memory, &given_weight, job.m, 1.0, single, &job.affine.weight)
-    to = converted(to, &given_bias, job.m, 0.0, single, &job.affine.bias)
+    to = converted(<char *>job.memory, weight, job.m, 1.0, single, &job.affine.weight)
+    to = converted(to, bias, job.m, 0.0, single, &job.affine.bias)
     if job.units > 0:
-        to = converted(to, &given_weight, job.m, 1.0, False, <const void **>&job.weight)
+        to = converted(to, weight, job.m, 1.0, False, <const void **>&job.weight)
     job.parts = <double *>to
     job.spare = to + parts * sizeof(double)
     return 0

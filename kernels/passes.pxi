@@ -12,7 +12,7 @@
 # sum(dy * (x - mean)), sum(x - mean). They lie as (width, cells), width 2 or 3. A statistic
 # merges the sums of `merged` adjacent channels, which share their shift: 1, but in group norm.
 
-from cpython.mem cimport PyMem_RawCalloc
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.pystate cimport PyThreadState
 
 include "array.pxi"

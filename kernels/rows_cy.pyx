@@ -271,14 +271,7 @@ cdef int start_rows(
 ) except -1:
     cdef int typenum = start_job(
         job, x, mean, rstd, r, m, product(r, m, 1), statistics_out, threads)
-    job.plan.rows = &rows_f32
-    if job.storage == F64:
-        job.plan.rows = &rows_f64
-    elif job.storage == F16:
-        job.plan.rows = &rows_f16
-    elif job.storage == BF16:
-        job.plan.rows = &rows_bf16
-    job.plan.r = r
+    give_rows(job, r)
     return typenum
 
 
@@ -391,3 +384,6 @@ def backward(
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)
+
+
+include "row_calls.pxi"
