@@ -47,6 +47,9 @@ class FusedLayer(Layer):
         mask: ArrayLike | None = None,
     ) -> Array:
         """The same as `forward`."""
+        # Arguments by name are slow to pass on: 0.15 us.
+        if residual is None and mask is None:
+            return self.forward(x, out)
         return self.forward(x, out, residual=residual, mask=mask)
 
     def forward(
