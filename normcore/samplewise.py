@@ -33,6 +33,10 @@ class SamplewiseLayer(FusedLayer):
         """(y, mean, rstd)."""
         raise NotImplementedError
 
+    def _plain(self, x: Array, out: Array | None, residual: Any) -> Array | None:
+        """y of a plain call (`normcore.plain`), or None."""
+        return None
+
     def forward(
         self,
         x: ArrayLike,
@@ -65,6 +69,10 @@ class SamplewiseLayer(FusedLayer):
         TypeError, ValueError
             As in the function of `normcore.functional`. The layer is then as it was.
         """
+        if mask is None and not self.training and type(x) is np.ndarray:
+            done = self._plain(x, out, residual)
+            if done is not None:
+                return done
         x = self._input(x)
         if residual is not None:
             residual = check.array("residual", residual)
