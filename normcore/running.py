@@ -98,9 +98,9 @@ class RunningLayer(FusedLayer):
             if not training:
                 return self._train(x, out, residual, mask, self._observed(x, mask))[0]
             with self._lock:
-                y, self._saved = self._train(x, out, residual, mask, self._observed(x, mask))
-            return y
-        y = None
+                done, self._saved = self._train(x, out, residual, mask, self._observed(x, mask))
+            return done
+        y: Array | None = None
         if mask is None:
             y = backend.current().calls.batch_apply(
                 x,
