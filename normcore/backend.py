@@ -193,7 +193,14 @@ def use_backend(name: str) -> Iterator[None]:
     ...     nc.get_backend()
     'numpy'
     """
-    token = _local_backend.set(resolve(name))
+    with using(resolve(name)):
+        yield
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Use this backend for a ``with`` block of this thread or task."""
+    token = _local_backend.set(backend)
     try:
         yield
     finally:

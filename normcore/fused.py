@@ -35,6 +35,8 @@ class FusedLayer(Layer):
     """
 
     axis: Any
+    dtype: np.dtype[Any]
+    """Of parameters and running statistics."""
 
     def __init__(self, activation: str | None) -> None:
         super().__init__()

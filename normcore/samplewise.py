@@ -22,8 +22,6 @@ class SamplewiseLayer(FusedLayer):
     Only that a training-mode forward keeps what its backward needs.
     """
 
-    dtype: np.dtype[Any]
-    """Of weight and bias."""
     running_mean = running_var = num_batches_tracked = None
     state_names = ("weight", "bias")
 

@@ -1,4 +1,4 @@
-"""Plain calls, from Python to the kernel at once: the bits, errors and settings of the general way."""
+"""Plain calls, from Python to the kernel at once: bits, errors, settings of the general way."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -252,7 +252,10 @@ def test_what_is_not_plain_ends_as_in_the_general_way(ways, name, bad):
 LAYERS = {
     "batch": lambda: (nc.BatchNorm1d(6), (8, 6, 5)),
     "batch cumulative": lambda: (nc.BatchNorm1d(6, momentum=None, skip_nonfinite=True), (8, 6)),
-    "batch bare": lambda: (nc.BatchNorm2d(6, affine=False, track_running_stats=False), (8, 6, 2, 2)),
+    "batch bare": lambda: (
+        nc.BatchNorm2d(6, affine=False, track_running_stats=False),
+        (8, 6, 2, 2),
+    ),
     "batch relu": lambda: (nc.BatchNorm1d(6, axis=-1, activation="relu"), (8, 3, 6)),
     "layer": lambda: (nc.LayerNorm((6, 5)), (8, 6, 5)),
     "rms": lambda: (nc.RMSNorm(5, activation="gelu"), (8, 6, 5)),
