@@ -364,6 +364,7 @@ cdef void settle_last(Job *job, Py_ssize_t statistic) noexcept nogil:
         for i in range(first, first + job.merged):
             job.sums[n + i] -= off_mean(job, statistic) * job.sums[i]
             split_mean(job, i, 0.0, 0.0, job.rstd[statistic])
+            job.channels[i].bias = 0.0
 
 
 cdef void give_parameter_grads(Job *job) noexcept nogil:

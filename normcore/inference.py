@@ -134,7 +134,9 @@ def compile_inference(
         values = getattr(own, name)
         if values is not None:
             values.flags.writeable = False
-    example = check.array("dtype", np.zeros(lengths, own.dtype if dtype is None else dtype))
+    # The type's own dtype object, native: the calls compare by identity.
+    kind = layer.dtype if dtype is None else np.dtype(dtype)
+    example = check.array("dtype", np.zeros(lengths, np.dtype(kind.type)))
     # A first call finds what is wrong with the shape, and compiles what has to be compiled.
     own.forward(example)
     return PreparedInference(own, lengths, example.dtype)
