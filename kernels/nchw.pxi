@@ -38,8 +38,7 @@ cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, bint reduce) noexcep
             block_sums(job, plan, first, last)
             if sweep == 1 or not bad_shifts(job, first, last):
                 break
-    for i in range(first // job.merged, last // job.merged):
-        job.settle(job, i)
+    job.settle(job, first // job.merged, last // job.merged)
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
             unit_elementwise(job, plan, first, last, unit)
@@ -114,8 +113,7 @@ cdef void run(
     else:
         if reduce:
             all_sums(job, plan, parts, threads)
-        for i in range(job.statistics):
-            job.settle(job, i)
+        job.settle(job, 0, job.statistics)
         if job.kind != NOTHING:
             all_elementwise(job, plan, threads)
 
