@@ -42,8 +42,16 @@ cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, bint reduce) noexcep
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
             unit_elementwise(job, plan, first, last, unit)
-        if job.stream:
-            stream_fence()
+
+
+cdef void block_share(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint reduce
+) noexcept nogil:
+    cdef Py_ssize_t block
+    for block in range(first, last):
+        one_block(job, plan, block, reduce)
+    if job.stream:
+        stream_fence()
 
 
 # By unit ---------------------------------------------------------------------------------------
@@ -95,13 +103,13 @@ cdef void all_elementwise(Job *job, Plan *plan, int threads) noexcept nogil:
 cdef void run(
     Job *job, Plan *plan, bint reduce, bint by_channel, double *parts, int threads
 ) noexcept nogil:
-    cdef Py_ssize_t block, i
+    cdef Py_ssize_t i, blocks = plan.blocks
+    cdef int t
     if threads == 1:
-        for block in range(plan.blocks):
-            one_block(job, plan, block, reduce)
+        block_share(job, plan, 0, blocks, reduce)
     elif by_channel:
-        for block in prange(plan.blocks, num_threads=threads, schedule="static"):
-            one_block(job, plan, block, reduce)
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            block_share(job, plan, blocks * t // threads, blocks * (t + 1) // threads, reduce)
     else:
         if reduce:
             all_sums(job, plan, parts, threads)
