@@ -243,8 +243,8 @@ cdef inline double *doubles(cnp.ndarray a) noexcept:
 cdef inline Py_ssize_t elements(
     Py_ssize_t first, Py_ssize_t second, Py_ssize_t third
 ) noexcept nogil:
-    # first * second * third. Wrong sizes must not wrap around to the right number: -1 for a negative
-    # one, -2 for more than memory holds.
+    # first * second * third. Wrong sizes must not wrap around to the right number: -1 for a
+    # negative one, -2 for more than memory holds.
     if first < 0 or second < 0 or third < 0:
         return -1
     if second > 0 and first > PY_SSIZE_T_MAX // second or (

@@ -1,5 +1,5 @@
-# The job of a pass of nchw or nc from what it is given by pointers, and nothing checked. Every entry
-# point ends here: those that take arrays (jobs.pxi), and those that take pointers
+# The job of a pass of nchw or nc from what it is given by pointers, and nothing checked. Every
+# entry point ends here: those that take arrays (jobs.pxi), and those that take pointers
 # (channel_pointers.pxi). Part of passes.pxi.
 
 

@@ -68,7 +68,8 @@ def load(name: str) -> Backend:
             from .kernels import cython
         except ImportError as error:
             raise ImportError(f"backend 'cython' cannot be used here: {error}") from error
-        calls = cython.Calls(cython.modules(cython.isa), threads, SERIAL_BELOW)
+        modules = {**cython.families, "running": cython.running}
+        calls = cython.Calls(modules, threads, SERIAL_BELOW)
         return _backend(name, cython.families, cython.running, calls)
     if name == "numba":
         try:

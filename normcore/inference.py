@@ -130,10 +130,6 @@ def compile_inference(
         raise TypeError(f"layer: expected a layer of normcore, got {type(layer).__name__}")
     lengths = _shape(shape)
     own = copy.deepcopy(layer).eval()
-    for name in own.state_names:
-        values = getattr(own, name)
-        if values is not None:
-            values.flags.writeable = False
     # The type's own dtype object, native: the calls compare by identity.
     kind = layer.dtype if dtype is None else np.dtype(dtype)
     example = check.array("dtype", np.zeros(lengths, np.dtype(kind.type)))

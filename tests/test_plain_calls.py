@@ -240,6 +240,11 @@ def outcome(case, bad):
     return [(values.dtype, values.shape, values.tobytes()) for values in found]
 
 
+ONE = pytest.mark.parametrize("ways", [cython.isa], indirect=True, ids=str)
+"""Arguments are looked at before the instruction set matters."""
+
+
+@ONE
 @pytest.mark.parametrize(("name", "bad"), CALLS)
 def test_what_is_not_plain_ends_as_in_the_general_way(ways, name, bad):
     plain, general = ways
@@ -281,6 +286,7 @@ def lived(layer, shape, in_place):
     return [values.tobytes() for values in found]
 
 
+@ONE
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_live_the_same_on_either_way(ways, name, in_place):
@@ -292,6 +298,7 @@ def test_layers_live_the_same_on_either_way(ways, name, in_place):
     assert found == lived(*LAYERS[name](), in_place)
 
 
+@ONE
 def test_a_plain_forward_over_x_leaves_no_x_for_the_backward(ways):
     plain, _ = ways
     plain()
