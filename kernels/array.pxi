@@ -15,10 +15,49 @@ cnp.import_array()
 
 cdef int ACTIVATIONS = len(_activations)
 
-cdef struct Parameter:
-    # One value per channel, in float32 or float64; neither: not given.
-    const float *single
-    const double *double_
+cdef extern from "calls.h":
+    ctypedef struct Parameter:
+        const float *single
+        const double *double_
+    ctypedef struct WritableParameter:
+        float *single
+        double *double_
+    ctypedef struct Call:
+        char *y
+        const char *x
+        const char *residual
+        int storage
+        Py_ssize_t statistics
+        Parameter mean
+        Parameter var
+        double *to_mean
+        double *to_var
+        double *to_rstd
+        Parameter weight
+        Parameter bias
+        Py_ssize_t parameters
+        double eps
+        int activation
+        Py_ssize_t sizes[3]
+        int threads
+    ctypedef struct Update:
+        WritableParameter mean
+        WritableParameter var
+        long long *tracked
+        const double *new_mean
+        const double *new_var
+        Py_ssize_t size
+        double momentum
+        double count
+        bint skip_nonfinite
+    ctypedef int (*call_t)(const Call *) except -1
+    ctypedef struct Passes:
+        call_t apply
+        call_t forward
+    ctypedef struct RunningPasses:
+        void (*update)(const Update *) noexcept nogil
+    const char *NORMCORE_PASSES
+    const char *NORMCORE_RUNNING
 
 
 cdef inline double value(Parameter *parameter, Py_ssize_t i, double default) noexcept nogil:
@@ -27,11 +66,6 @@ cdef inline double value(Parameter *parameter, Py_ssize_t i, double default) noe
     if parameter.double_ != NULL:
         return parameter.double_[i]
     return default
-
-
-cdef struct WritableParameter:
-    float *single
-    double *double_
 
 
 cdef inline void assign(WritableParameter *parameter, Py_ssize_t i, double new) noexcept nogil:
@@ -85,14 +119,11 @@ cdef enum Storage:
     BF16
 
 
-cdef inline Py_ssize_t itemsize_of(Storage storage) noexcept nogil:
-    return 4 if storage == F32 else 8 if storage == F64 else 2
-
-
 cdef int bfloat16 = -1  # ml_dtypes registers its type at run time: known once an array of it came
 
 
-cdef Storage storage_of(cnp.ndarray x, str name) except *:
+cdef int find_storage(cnp.ndarray x) except -2:
+    # A Storage; -1: none.
     global bfloat16
     cdef int typenum = cnp.PyArray_TYPE(x)
     if typenum == cnp.NPY_FLOAT32:
@@ -103,10 +134,20 @@ cdef Storage storage_of(cnp.ndarray x, str name) except *:
         return F16
     if typenum != bfloat16:
         if x.dtype.name != "bfloat16":
-            raise TypeError(
-                f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+            return -1
         bfloat16 = typenum
     return BF16
+
+
+cdef Storage storage_of(cnp.ndarray x, str name) except *:
+    cdef int found = find_storage(x)
+    if found < 0:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    return <Storage>found
+
+
+cdef inline Py_ssize_t itemsize_of(Storage storage) noexcept nogil:
+    return 4 if storage == F32 else 8 if storage == F64 else 2
 
 
 cdef const char *optional_input(

@@ -34,8 +34,8 @@ typedef struct {
                  const double *shift);
     void (*grad_sums)(double *sum, double *product, double *rest, const void *dy, const void *x,
                       const Block *block, const double *mean);
-    void (*pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column, const Channel *channel,
-                 int gradient);
+    void (*pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column, const Channel *channels,
+                 ptrdiff_t size, int gradient);
     void (*apply)(void *y, const void *x, const Block *block, const Coefficients *columns,
                   int stream);
     void (*apply_fused)(void *y, const void *x, const void *residual, const Block *block,
@@ -97,18 +97,23 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
 #include "column_sums.h"
 
 KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
-                              const Channel *channel, int gradient) {
+                              const Channel *channels, ptrdiff_t size, int gradient) {
     REAL *p = (REAL *)packed + column;
-    p[HI * pitch] = (REAL)channel->hi;
-    p[LO * pitch] = (REAL)channel->lo;
-    p[SCALE * pitch] = (REAL)channel->scale;
+    for (ptrdiff_t i = 0; i < size; i++) {
+        p[HI * pitch + i] = (REAL)channels[i].hi;
+        p[LO * pitch + i] = (REAL)channels[i].lo;
+        p[SCALE * pitch + i] = (REAL)channels[i].scale;
+    }
     if (!gradient) {
-        p[BIAS * pitch] = (REAL)channel->bias;
+        for (ptrdiff_t i = 0; i < size; i++)
+            p[BIAS * pitch + i] = (REAL)channels[i].bias;
         return;
     }
-    p[SLOPE * pitch] = (REAL)channel->slope;
-    p[DY_SHIFT * pitch] = (REAL)channel->dy_shift;
-    p[REST * pitch] = (REAL)channel->rest;
+    for (ptrdiff_t i = 0; i < size; i++) {
+        p[SLOPE * pitch + i] = (REAL)channels[i].slope;
+        p[DY_SHIFT * pitch + i] = (REAL)channels[i].dy_shift;
+        p[REST * pitch + i] = (REAL)channels[i].rest;
+    }
 }
 
 /* Walks through a block so that vectors are stored to whole lines: OUT[j] = VECTOR(j) for whole

@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from . import running_cy as running
+from .calls_cy import Calls
 from .table import PASSES
 
-__all__ = ["available", "families", "isa", "modules", "running"]
+__all__ = ["Calls", "available", "families", "isa", "modules", "running"]
 
 
 def available() -> tuple[str, ...]:

@@ -12,13 +12,14 @@ cdef Job *make_job(
     Storage storage, char *out, const char *x, const char *dy, Py_ssize_t channels,
     Py_ssize_t statistics, Py_ssize_t size,
 ) noexcept nogil:
-    # One block of memory holds the job and its tables; what is not set is zero. NULL if there is no
-    # memory.
+    # One block of memory holds the job and its tables; what of the job is not set is zero. NULL if
+    # there is no memory.
     cdef int width = 2 if dy == NULL else 3
     cdef Py_ssize_t tables = channels * (width + 1 + sizeof(Channel) // sizeof(double)) + statistics
-    cdef Job *job = <Job *>PyMem_RawCalloc(1, sizeof(Job) + tables * sizeof(double))
+    cdef Job *job = <Job *>PyMem_RawMalloc(sizeof(Job) + tables * sizeof(double))
     if job == NULL:
         return NULL
+    memset(job, 0, sizeof(Job))
     job.channels = <Channel *>(job + 1)
     job.sums = <double *>(job.channels + channels)
     job.shift = job.sums + channels * width
@@ -36,6 +37,9 @@ cdef Job *make_job(
     job.width = width
     job.gradient_sums = dy != NULL
     job.stream = size * job.itemsize >= STREAM_BYTES
+    if size == 0:
+        # What a backward gives of an array without elements.
+        memset(job.sums, 0, width * channels * sizeof(double))
     return job
 
 

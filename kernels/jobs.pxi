@@ -148,6 +148,42 @@ cdef int backward_job(
     return 0
 
 
+# From a call of calls_cy.pyx, which has checked it ----------------------------------------------
+
+
+cdef Job *called_job(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Py_ssize_t size = call.sizes[0] * call.sizes[1] * call.sizes[2]
+    cdef Job *job = make_job(
+        <Storage>call.storage, call.y, call.x, NULL, channels, call.statistics, size)
+    if job == NULL:
+        raise MemoryError
+    set_fused(job, call.residual, call.activation)
+    job.weight = call.weight
+    job.bias = call.bias
+    job.parameters = call.parameters
+    return job
+
+
+cdef Job *called_apply(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Job *job = called_job(call, channels)
+    set_apply(job, call.mean, call.var, call.eps)
+    return job
+
+
+cdef Job *called_forward(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Job *job = called_job(call, channels)
+    set_forward(job, call.to_mean, call.to_var, call.to_rstd, call.eps)
+    return job
+
+
+cdef int run_called(Job *job, bint reduce, const Call *call) except -1:
+    try:
+        launch(job, reduce, None, call.sizes[0], call.sizes[1], call.sizes[2], call.threads)
+    finally:
+        PyMem_RawFree(job)
+    return 0
+
+
 # The GIL is let go only where the work is worth it ---------------------------------------------
 
 

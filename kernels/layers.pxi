@@ -169,7 +169,7 @@ cdef void run(step_t step, Job *job, Py_ssize_t items, int threads) noexcept:
 # From the arguments of a kernel to its job: every check, before anything is written -------------
 
 
-cdef void empty_job(
+cdef void blank_job(
     Job *job, Storage storage, const char *x, Py_ssize_t m, Py_ssize_t size
 ) noexcept nogil:
     memset(job, 0, sizeof(Job))
@@ -190,7 +190,7 @@ cdef int start_job(
     cdef Storage storage = storage_of(x, "x")
     check_threads(threads)
     check(x, "x", size)
-    empty_job(job, storage, <const char *>cnp.PyArray_DATA(x), m, size)
+    blank_job(job, storage, <const char *>cnp.PyArray_DATA(x), m, size)
     if mean is not None:
         if not isinstance(mean, cnp.ndarray):
             raise TypeError(f"mean: expected an array or None, got {type(mean).__name__}")
@@ -227,12 +227,12 @@ cdef int allocate(
 ) except -1:
     cdef Parameter given_weight = parameter(weight, "weight", job.m)
     cdef Parameter given_bias = parameter(bias, "bias", job.m)
-    if not prepare(job, &given_weight, &given_bias, spare):
+    if not allocate_for(job, &given_weight, &given_bias, spare):
         raise MemoryError
     return 0
 
 
-cdef bint prepare(
+cdef bint allocate_for(
     Job *job, Parameter *weight, Parameter *bias, Py_ssize_t spare
 ) noexcept nogil:
     # weight and bias as they are computed with, the units' parts, and room for `spare` bytes; False

@@ -24,8 +24,8 @@ cdef extern from "columns.h" nogil:
             const Block *block, const double *mean
         ) noexcept nogil
         void (*pack)(
-            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channel, int gradient
-        ) noexcept nogil
+            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channels,
+            Py_ssize_t size, int gradient) noexcept nogil
         void (*apply)(
             void *y, const void *x, const Block *block, const Coefficients *columns, int stream
         ) noexcept nogil
@@ -299,21 +299,20 @@ cdef void piece_last_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogi
 cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The statistics of a piece of channels, and their coefficients as the vector loops want them.
     cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t i, j, k, row = plan.wide + WRAP, pitch = plan.b * row
+    cdef Py_ssize_t j, row = plan.wide + WRAP, pitch = plan.b * row, before = 0
     cdef Channel *channels = job.channels + piece.b * plan.c
-    for i in range(piece.statistic, piece.statistic_end):
-        job.settle(job, i)
+    job.settle(job, piece.statistic, piece.statistic_end)
     plan.uneven[item] = False
     if job.kind == NOTHING:
         return
     for j in range(piece.first, piece.last):
         if channels[j].kind != PLAIN_CHANNEL:
             plan.uneven[item] = True
-        k = j
-        while k < row:
-            plan.columns.pack(
-                plan.packed, pitch, piece.b * row + k, channels + j, job.kind == GRADIENT)
-            k += plan.c
+    while before + piece.first < row:
+        plan.columns.pack(
+            plan.packed, pitch, piece.b * row + before + piece.first, channels + piece.first,
+            min(piece.last, row - before) - piece.first, job.kind == GRADIENT)
+        before += plan.c
 
 
 cdef int give_mask(

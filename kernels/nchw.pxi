@@ -35,15 +35,14 @@ cdef void block_sums(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) no
 
 cdef void one_block(Job *job, Plan *plan, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
-    cdef Py_ssize_t unit, i
+    cdef Py_ssize_t unit
     cdef int sweep
     first_shifts(job, plan, first, last)
     for sweep in range(2):
         block_sums(job, plan, first, last)
         if sweep == 1 or not bad_shifts(job, first, last):
             break
-    for i in range(first // job.merged, last // job.merged):
-        job.settle(job, i)
+    job.settle(job, first // job.merged, last // job.merged)
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
             unit_elementwise(job, plan, first, last, unit)
@@ -65,7 +64,7 @@ cdef void team_block(
 ) noexcept nogil:
     cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
     cdef Py_ssize_t strips = (last - first + plan.strip - 1) // plan.strip
-    cdef Py_ssize_t items = plan.units * strips, item, begin, i
+    cdef Py_ssize_t items = plan.units * strips, item, begin
     cdef Py_ssize_t own = items * t // team, end = items * (t + 1) // team
     cdef int sweep
     for sweep in range(2):
@@ -83,8 +82,7 @@ cdef void team_block(
                     item < strips)
             plan.again = sweep == 0 and bad_shifts(job, first, last)
             if not plan.again:
-                for i in range(first // job.merged, last // job.merged):
-                    job.settle(job, i)
+                job.settle(job, first // job.merged, last // job.merged)
         team_barrier()
         if not plan.again:
             break
@@ -173,10 +171,9 @@ cdef void run_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noe
 
 
 cdef void all_runs(Job *job, Plan *plan, int threads) noexcept nogil:
-    cdef Py_ssize_t i, items = plan.n * plan.c * plan.segments
+    cdef Py_ssize_t items = plan.n * plan.c * plan.segments
     cdef int t
-    for i in range(job.statistics):
-        job.settle(job, i)
+    job.settle(job, 0, job.statistics)
     if threads == 1:
         run_share(job, plan, 0, items)
         return
@@ -207,7 +204,7 @@ cdef Schedule schedule_of(Job *job, Plan *plan, int threads) noexcept nogil:
 cdef void run_sums_first(
     Job *job, Plan *plan, Schedule schedule, double *parts, int threads
 ) noexcept nogil:
-    cdef Py_ssize_t i, blocks = plan.blocks
+    cdef Py_ssize_t blocks = plan.blocks
     cdef int t
     if threads == 1:
         block_share(job, plan, 0, blocks)
@@ -219,8 +216,7 @@ cdef void run_sums_first(
             block_share(job, plan, blocks * t // threads, blocks * (t + 1) // threads)
     else:
         all_sums(job, plan, parts, threads)
-        for i in range(job.statistics):
-            job.settle(job, i)
+        job.settle(job, 0, job.statistics)
         if job.kind != NOTHING:
             all_elementwise(job, plan, threads)
 

@@ -130,3 +130,18 @@ def backward(
 
 
 include "nchw_pointers.pxi"
+
+
+# For calls_cy.pyx --------------------------------------------------------------------------------
+
+
+cdef int call_apply(const Call *call) except -1:
+    return run_called(called_apply(call, call.sizes[1]), False, call)
+
+
+cdef int call_forward(const Call *call) except -1:
+    return run_called(called_forward(call, call.sizes[1]), True, call)
+
+
+cdef Passes _passes = Passes(call_apply, call_forward)
+passes = PyCapsule_New(&_passes, NORMCORE_PASSES, NULL)

@@ -12,7 +12,7 @@
 # sum(dy * (x - mean)), sum(x - mean). They lie as (width, cells), width 2 or 3. A statistic
 # merges the sums of `merged` adjacent channels, which share their shift: 1, but in group norm.
 
-from cpython.mem cimport PyMem_RawCalloc
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.pystate cimport PyThreadState
 
 include "array.pxi"
@@ -40,6 +40,19 @@ cdef extern from "simd.h" nogil:
     double nearest_f16(double value)
     double nearest_bf16(double value)
     void stream_fence()
+
+cdef extern from "settle.h" nogil:
+    enum: SETTLED
+    void plain_statistics(
+        Py_ssize_t size, const double *sum, const double *square, const double *shift,
+        double count, double eps, double *lo, double *mean, double *var, double *rstd)
+    int plain_channels(
+        Py_ssize_t size, Py_ssize_t first, const double *mean, const double *lo,
+        const double *rstd, const Parameter *weight, const Parameter *bias, Channel *channels)
+    void parameters_of(
+        Py_ssize_t size, const Parameter *given, Py_ssize_t first, double otherwise, double *found)
+    void rstd_of(
+        Py_ssize_t size, const Parameter *var, Py_ssize_t first, double eps, double *rstd)
 
 # All threads of the parallel region meet here.
 cdef extern from *:
@@ -103,7 +116,7 @@ cdef struct Job:
     WritableParameter dbias
     double eps
     bint training
-    void (*settle)(Job *, Py_ssize_t) noexcept nogil
+    void (*settle)(Job *, Py_ssize_t, Py_ssize_t) noexcept nogil    # of a range of statistics
 
 
 cdef inline double count_of(Job *job, Py_ssize_t statistic) noexcept nogil:
@@ -168,7 +181,7 @@ cdef inline double m2_of(Job *job, Py_ssize_t statistic, double total) noexcept 
     return 0.0 if rest < 0.0 else rest
 
 
-cdef void split_mean(Job *job, Py_ssize_t i, double hi, double lo, double rstd) noexcept nogil:
+cdef inline void split_mean(Job *job, Py_ssize_t i, double hi, double lo, double rstd) noexcept nogil:
     # Computed in float32, hi must be a float32 and lo the rest of the mean.
     cdef Channel *channel = job.channels + i
     channel.scale = rstd * value(&job.weight, parameter_of(job, i), 1.0)
@@ -185,10 +198,11 @@ cdef void split_mean(Job *job, Py_ssize_t i, double hi, double lo, double rstd) 
             channel.lo = (hi - channel.hi) + lo
 
 
-cdef void settle_moments(Job *job, Py_ssize_t i) noexcept nogil:
-    cdef double total = job.sums[i]
-    job.to_mean[i] = job.shift[i] + total / job.count
-    job.to_var[i] = m2_of(job, i, total)
+cdef void settle_moments(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(first, last):
+        job.to_mean[i] = job.shift[i] + job.sums[i] / job.count
+        job.to_var[i] = m2_of(job, i, job.sums[i])
 
 
 cdef double settle_statistics(Job *job, Py_ssize_t statistic) noexcept nogil:
@@ -207,12 +221,39 @@ cdef double settle_statistics(Job *job, Py_ssize_t statistic) noexcept nogil:
     return lo
 
 
-cdef void settle_forward(Job *job, Py_ssize_t statistic) noexcept nogil:
-    cdef double lo = settle_statistics(job, statistic)
-    cdef Py_ssize_t i
-    for i in range(statistic * job.merged, (statistic + 1) * job.merged):
-        split_mean(job, i, job.shift[i], lo, job.to_rstd[statistic])
-        job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
+cdef void give_channels(
+    Job *job, Py_ssize_t first, Py_ssize_t size, const double *mean, const double *lo,
+    const double *rstd,
+) noexcept nogil:
+    # Coefficients of the channels of up to SETTLED statistics.
+    cdef Py_ssize_t i, k
+    if job.merged == 1 and job.storage != F64 and job.parameters == job.cells and plain_channels(
+        size, first, mean, lo, rstd, &job.weight, &job.bias, job.channels
+    ):
+        return
+    for k in range(size):
+        for i in range((first + k) * job.merged, (first + k + 1) * job.merged):
+            split_mean(job, i, mean[k], lo[k], rstd[k])
+            job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
+
+
+cdef void settle_forward(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef double lo[SETTLED]
+    cdef double shift[SETTLED]
+    cdef Py_ssize_t k, size
+    while first < last:
+        size = min(<Py_ssize_t>SETTLED, last - first)
+        if job.merged == 1 and job.counts == NULL:
+            plain_statistics(
+                size, job.sums + first, job.sums + job.cells + first, job.shift + first, job.count,
+                job.eps, lo, job.to_mean + first, job.to_var + first, job.to_rstd + first)
+        else:
+            for k in range(size):
+                lo[k] = settle_statistics(job, first + k)
+        for k in range(size):
+            shift[k] = job.shift[(first + k) * job.merged]
+        give_channels(job, first, size, shift, lo, job.to_rstd + first)
+        first += size
 
 
 cdef inline double clip(double value, double low, double high) noexcept nogil:
@@ -220,12 +261,18 @@ cdef inline double clip(double value, double low, double high) noexcept nogil:
     return low if value < low else high if value > high else value
 
 
-cdef void settle_renorm(Job *job, Py_ssize_t statistic) noexcept nogil:
+cdef void settle_renorm(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t statistic
+    settle_forward(job, first, last)
+    for statistic in range(first, last):
+        renormalize(job, statistic)
+
+
+cdef void renormalize(Job *job, Py_ssize_t statistic) noexcept nogil:
     # (x_hat * r + d) * weight + bias is y of batch norm with other scale and bias.
     cdef double sigma = sqrt(value(&job.running_var, statistic, 1.0) + job.eps)
     cdef double away, r = 1.0, d = 0.0
     cdef Py_ssize_t i
-    settle_forward(job, statistic)
     if count_of(job, statistic) > 0.0:
         away = job.to_mean[statistic] - value(&job.running_mean, statistic, 0.0)
         r = clip(
@@ -239,16 +286,22 @@ cdef void settle_renorm(Job *job, Py_ssize_t statistic) noexcept nogil:
             job.channels[i].bias += d * value(&job.weight, parameter_of(job, i), 1.0)
 
 
-cdef void settle_apply(Job *job, Py_ssize_t statistic) noexcept nogil:
-    cdef double mean = value(&job.mean, statistic, 0.0), rstd
-    cdef Py_ssize_t i
-    if job.rstd == NULL:
-        rstd = 1.0 / sqrt(value(&job.var, statistic, 1.0) + job.eps)
-    else:
-        rstd = job.rstd[statistic]
-    for i in range(statistic * job.merged, (statistic + 1) * job.merged):
-        split_mean(job, i, mean, 0.0, rstd)
-        job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
+cdef void settle_apply(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef double mean[SETTLED]
+    cdef double lo[SETTLED]
+    cdef double rstd[SETTLED]
+    cdef Py_ssize_t k, size
+    while first < last:
+        size = min(<Py_ssize_t>SETTLED, last - first)
+        parameters_of(size, &job.mean, first, 0.0, mean)
+        if job.rstd == NULL:
+            rstd_of(size, &job.var, first, job.eps, rstd)
+        else:
+            memcpy(rstd, job.rstd + first, size * sizeof(double))
+        for k in range(size):
+            lo[k] = 0.0
+        give_channels(job, first, size, mean, lo, rstd)
+        first += size
 
 
 cdef inline double off_mean(Job *job, Py_ssize_t statistic) noexcept nogil:
@@ -256,12 +309,20 @@ cdef inline double off_mean(Job *job, Py_ssize_t statistic) noexcept nogil:
     return value(&job.mean, statistic, 0.0) - job.shift[statistic * job.merged]
 
 
-cdef void settle_sums(Job *job, Py_ssize_t i) noexcept nogil:
-    job.to_mean[i] = job.sums[i]
-    job.to_var[i] = job.sums[job.cells + i] - off_mean(job, i) * job.sums[i]
+cdef void settle_sums(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(first, last):
+        job.to_mean[i] = job.sums[i]
+        job.to_var[i] = job.sums[job.cells + i] - off_mean(job, i) * job.sums[i]
 
 
-cdef void settle_grads(Job *job, Py_ssize_t statistic) noexcept nogil:
+cdef void settle_grads(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t statistic
+    for statistic in range(first, last):
+        settle_gradient(job, statistic)
+
+
+cdef void settle_gradient(Job *job, Py_ssize_t statistic) noexcept nogil:
     cdef Py_ssize_t i, first = statistic * job.merged, n = job.cells
     cdef double count = count_of(job, statistic), rstd = job.rstd[statistic]
     cdef double rest = merge(job, 2, statistic) / count if count > 0.0 else 0.0
@@ -293,7 +354,13 @@ cdef void settle_grads(Job *job, Py_ssize_t statistic) noexcept nogil:
             channel.rest = mean_dy - channel.scale * channel.dy_shift
 
 
-cdef void settle_backward(Job *job, Py_ssize_t statistic) noexcept nogil:
+cdef void settle_backward(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef Py_ssize_t statistic
+    for statistic in range(first, last):
+        settle_last(job, statistic)
+
+
+cdef void settle_last(Job *job, Py_ssize_t statistic) noexcept nogil:
     cdef Py_ssize_t i, first = statistic * job.merged, n = job.cells
     cdef double count = count_of(job, statistic)
     cdef double rest = merge(job, 2, statistic) / count if count > 0.0 else 0.0
@@ -302,12 +369,13 @@ cdef void settle_backward(Job *job, Py_ssize_t statistic) noexcept nogil:
         # own mean: it moves into the low part, and out of the products.
         for i in range(first, first + job.merged):
             job.sums[n + i] -= rest * job.sums[i]
-        settle_grads(job, statistic)
+        settle_gradient(job, statistic)
     else:
         # The statistics are constants: dx = dy * rstd * weight, whatever x is.
         for i in range(first, first + job.merged):
             job.sums[n + i] -= off_mean(job, statistic) * job.sums[i]
             split_mean(job, i, 0.0, 0.0, job.rstd[statistic])
+            job.channels[i].bias = 0.0
 
 
 cdef void give_parameter_grads(Job *job) noexcept nogil:

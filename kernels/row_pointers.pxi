@@ -13,7 +13,7 @@ cdef int open_job(
     status = refusal(dtype, parameter_dtype, elements(r, m, 1), activation, threads)
     if status != DONE:
         return status
-    empty_job(job, <Storage>dtype, <const char *>x, m, r * m)
+    blank_job(job, <Storage>dtype, <const char *>x, m, r * m)
     make_plan(job, r)
     job.out = <char *>out
     job.mean = mean
@@ -29,7 +29,7 @@ cdef int close_job(
     # The memory stays, for what a backward still gives.
     cdef Parameter given_weight = pointed(parameter_dtype, weight)
     cdef Parameter given_bias = pointed(parameter_dtype, bias)
-    if not prepare(job, &given_weight, &given_bias, spare):
+    if not allocate_for(job, &given_weight, &given_bias, spare):
         return NO_MEMORY
     place_totals(job)
     if job.size > 0:

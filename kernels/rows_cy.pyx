@@ -355,3 +355,6 @@ def backward(
 
 
 include "row_pointers.pxi"
+
+
+include "row_calls.pxi"

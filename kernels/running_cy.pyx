@@ -1,6 +1,8 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True
 """Running statistics and facts about the CPU; what needs no vector instructions."""
 
+from cpython.pycapsule cimport PyCapsule_New
+
 include "array.pxi"
 
 cdef extern from *:
@@ -51,6 +53,25 @@ def instruction_sets():
     return tuple(found)
 
 
+cdef void blend(const Update *given) noexcept nogil:
+    # One call into machine code: a Ctrl-C finds the buffers all old or all new.
+    cdef Update to = given[0]
+    cdef Parameter old_mean = Parameter(to.mean.single, to.mean.double_)
+    cdef Parameter old_var = Parameter(to.var.single, to.var.double_)
+    cdef double momentum = to.momentum, unbias = to.count / (to.count - 1)
+    cdef Py_ssize_t i
+    if to.tracked != NULL:
+        to.tracked[0] += 1
+    for i in range(to.size):
+        if to.skip_nonfinite and not (isfinite(to.new_mean[i]) and isfinite(to.new_var[i])):
+            continue
+        assign(&to.mean, i, (1 - momentum) * value(&old_mean, i, 0) + momentum * to.new_mean[i])
+        assign(
+            &to.var, i,
+            (1 - momentum) * value(&old_var, i, 0) + momentum * (to.new_var[i] * unbias),
+        )
+
+
 def update(
     cnp.ndarray running_mean not None,
     cnp.ndarray running_var not None,
@@ -65,25 +86,24 @@ def update(
 
     Ctrl-C cannot part the stores: Python looks at signals only after the return.
     """
-    cdef Py_ssize_t c = cnp.PyArray_SIZE(mean), i
-    cdef WritableParameter to_mean = writable(running_mean, "running_mean", c)
-    cdef WritableParameter to_var = writable(running_var, "running_var", c)
-    cdef Parameter old_mean = parameter(running_mean, "running_mean", c)
-    cdef Parameter old_var = parameter(running_var, "running_var", c)
-    cdef double unbias = count / (count - 1)
+    cdef Py_ssize_t c = cnp.PyArray_SIZE(mean)
+    cdef Update given
+    given.mean = writable(running_mean, "running_mean", c)
+    given.var = writable(running_var, "running_var", c)
     check_real(mean, "mean", c, cnp.NPY_FLOAT64)
     check_real(var, "var", c, cnp.NPY_FLOAT64)
+    given.tracked = NULL
     if num_batches_tracked is not None:
         check_out(num_batches_tracked, "num_batches_tracked", 1, cnp.NPY_INT64)
-        (<cnp.int64_t *>cnp.PyArray_DATA(num_batches_tracked))[0] += 1
-    for i in range(c):
-        if skip_nonfinite and not (isfinite(doubles(mean)[i]) and isfinite(doubles(var)[i])):
-            continue
-        assign(
-            &to_mean, i,
-            (1 - momentum) * value(&old_mean, i, 0) + momentum * doubles(mean)[i],
-        )
-        assign(
-            &to_var, i,
-            (1 - momentum) * value(&old_var, i, 0) + momentum * (doubles(var)[i] * unbias),
-        )
+        given.tracked = <long long *>cnp.PyArray_DATA(num_batches_tracked)
+    given.new_mean = doubles(mean)
+    given.new_var = doubles(var)
+    given.size = c
+    given.momentum = momentum
+    given.count = count
+    given.skip_nonfinite = skip_nonfinite
+    blend(&given)
+
+
+cdef RunningPasses _passes = RunningPasses(blend)
+passes = PyCapsule_New(&_passes, NORMCORE_RUNNING, NULL)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         LinearSchedule,
     )
     from .groupnorm import GroupNorm
+    from .inference import compile_inference
     from .instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
     from .layernorm import LayerNorm, RMSNorm
     from .stats import ChannelStats, update_bn
@@ -59,6 +60,7 @@ __all__ = [
     "LinearSchedule",
     "RMSNorm",
     "__version__",
+    "compile_inference",
     "functional",
     "get_backend",
     "get_num_threads",
@@ -78,6 +80,7 @@ _MODULES = {
         *("BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"),
     ),
     "groupnorm": ("GroupNorm",),
+    "inference": ("compile_inference",),
     "instancenorm": ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
     "layernorm": ("LayerNorm", "RMSNorm"),
     "stats": ("ChannelStats", "update_bn"),

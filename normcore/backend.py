@@ -27,6 +27,7 @@ import numpy as np
 
 from . import reference_kernels
 from .kernels import table
+from .plain import Calls
 
 if TYPE_CHECKING:
     from .kernels import Channels, Cols, Rows, Running
@@ -39,6 +40,9 @@ NAMES = ("auto", "cython", "numba", "numpy")
 SERIAL_BELOW = 32768
 
 
+_GENERAL = Calls()
+
+
 class Backend(NamedTuple):
     """The kernels of one backend."""
 
@@ -48,11 +52,12 @@ class Backend(NamedTuple):
     rows: Rows
     cols: Cols
     running: Running
+    calls: Calls
 
 
-def _backend(name: str, families: Any, running: Any) -> Backend:
+def _backend(name: str, families: Any, running: Any, calls: Any = _GENERAL) -> Backend:
     channels = {family: families[family] for family in ("nchw", "nc")}
-    return Backend(name, channels, families["rows"], families["cols"], running)
+    return Backend(name, channels, families["rows"], families["cols"], running, calls)
 
 
 @cache
@@ -63,7 +68,9 @@ def load(name: str) -> Backend:
             from .kernels import cython
         except ImportError as error:
             raise ImportError(f"backend 'cython' cannot be used here: {error}") from error
-        return _backend(name, cython.families, cython.running)
+        modules = {**cython.families, "running": cython.running}
+        calls = cython.Calls(modules, threads, SERIAL_BELOW)
+        return _backend(name, cython.families, cython.running, calls)
     if name == "numba":
         try:
             from .numba_kernels import passes, update
@@ -187,7 +194,14 @@ def use_backend(name: str) -> Iterator[None]:
     ...     nc.get_backend()
     'numpy'
     """
-    token = _local_backend.set(resolve(name))
+    with using(resolve(name)):
+        yield
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Use this backend for a ``with`` block of this thread or task."""
+    token = _local_backend.set(backend)
     try:
         yield
     finally:

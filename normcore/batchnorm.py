@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import check
+from . import backend, check
 from .functional.batch import train
 from .functional.ghost import (
     ghost_batch_norm_activation_backward,
@@ -14,7 +14,7 @@ from .functional.ghost import (
     train_chunks,
 )
 from .functional.gradients import Gradients
-from .layer import Saved
+from .layer import Saved, saved_plain
 from .running import RunningLayer
 
 if TYPE_CHECKING:
@@ -104,6 +104,24 @@ class BatchNorm(RunningLayer):
     def _train(
         self, x: Array, out: Array | None, residual: Array | None, mask: Any, update: bool
     ) -> tuple[Array, Saved]:
+        if mask is None and residual is None and self.virtual_batch_size is None:
+            done = backend.current().calls.batch_forward(
+                x,
+                self.weight,
+                self.bias,
+                self.running_mean if update else None,
+                self.running_var if update else None,
+                self.num_batches_tracked if update else None,
+                self._factor() if self.momentum is None else self.momentum,
+                self.eps,
+                self.axis,
+                out,
+                self.skip_nonfinite,
+                None,
+                self.activation,
+            )
+            if done is not None:
+                return done[0], saved_plain(None if out is x else x, done[1], done[2])
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
         if update:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)

@@ -21,7 +21,10 @@ Array = np.ndarray[Any, Any]
 
 def kept(x: Array, out: Array | None) -> Array | None:
     """x, or None if y was written over it."""
-    return x if out is None or not np.may_share_memory(x, out) else None
+    # Arrays that own their memory are apart; to ask NumPy takes 0.3 us.
+    if out is None or (out is not x and out.base is None and x.base is None):
+        return x
+    return None if np.may_share_memory(x, out) else x
 
 
 class FusedLayer(Layer):
@@ -32,6 +35,8 @@ class FusedLayer(Layer):
     """
 
     axis: Any
+    dtype: np.dtype[Any]
+    """Of parameters and running statistics."""
 
     def __init__(self, activation: str | None) -> None:
         super().__init__()
@@ -47,6 +52,9 @@ class FusedLayer(Layer):
         mask: ArrayLike | None = None,
     ) -> Array:
         """The same as `forward`."""
+        # Arguments by name are slow to pass on: 0.15 us.
+        if residual is None and mask is None:
+            return self.forward(x, out)
         return self.forward(x, out, residual=residual, mask=mask)
 
     def forward(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import axes, check
+from . import axes, backend, check
 from .functional.gradients import Gradients
 from .functional.group_norm import (
     group_norm_activation_backward,
@@ -98,6 +98,22 @@ class GroupNorm(SamplewiseLayer):
                 f"got shape {found.shape}"
             )
         return found
+
+    def _plain(self, x: Array, out: Array | None, residual: Any) -> Array | None:
+        shape, axis = x.shape, self.axis
+        if not -len(shape) <= axis < len(shape) or shape[axis] != self.num_channels:
+            return None
+        return backend.current().calls.group_apply(
+            x,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            axis,
+            out,
+            residual,
+            self.activation,
+        )
 
     def _normalized(
         self, x: Array, out: Array | None, residual: Array | None, mask: Any

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import axes, check
+from . import axes, backend, check
 from .functional.gradients import Gradients
 from .functional.instance_norm import (
     instance_norm_activation_backward,
     instance_norm_backward,
     train,
 )
-from .layer import LayerGradients, ResidualGradients, Saved
+from .layer import LayerGradients, ResidualGradients, Saved, saved_plain
 from .running import RunningLayer
 
 if TYPE_CHECKING:
@@ -178,6 +178,12 @@ class InstanceNorm(RunningLayer):
         running: tuple[Array | None, Array | None, Array | None] = (None, None, None)
         if update:
             running = (self.running_mean, self.running_var, self.num_batches_tracked)
+        if mask is None and residual is None and running[0] is None:
+            done = backend.current().calls.group_forward(
+                x, None, self.weight, self.bias, self.eps, self.axis, out, None, self.activation
+            )
+            if done is not None:
+                return done[0], saved_plain(None if out is x else x, done[1], done[2])
         y, mean, rstd = train(
             *(x, self.weight, self.bias, *running, self._factor(), self.eps, self.axis, out),
             *(self.skip_nonfinite, mask, residual, self.activation),

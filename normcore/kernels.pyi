@@ -4,6 +4,7 @@ The package lives in kernels/ and is mapped to normcore.kernels when it is insta
 checkers do not follow. tests/test_backend.py holds these signatures against kernels/table.py.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -302,6 +303,9 @@ class _Cython(Protocol):
     running: _CythonRunning
     isa: str
     def available(self) -> tuple[str, ...]: ...
+    def Calls(
+        self, families: dict[str, Any], threads: Callable[[int], int], serial_below: int, /
+    ) -> Any: ...
 
 class _Gufuncs(Protocol):
     layer_norm: np.ufunc

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import axes, check, masks
+from . import axes, backend, check, masks
 from .functional.layer_norm import (
     layer_norm_activation_backward,
     layer_norm_backward,
@@ -30,6 +30,9 @@ Array = np.ndarray[Any, Any]
 class _OverAxes(SamplewiseLayer):
     """What `LayerNorm` and `RMSNorm` have in common: which axes they normalize."""
 
+    centre: bool
+    """Is the mean subtracted?"""
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -49,6 +52,21 @@ class _OverAxes(SamplewiseLayer):
         self.dtype = check.layer_dtype(dtype)
         self.weight = np.ones(self.normalized_shape, self.dtype) if elementwise_affine else None
         self.bias = None
+
+    def _plain(self, x: Array, out: Array | None, residual: Any) -> Array | None:
+        if self.axis is not None:
+            return None
+        return backend.current().calls.layer_apply(
+            x,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            out,
+            residual,
+            self.activation,
+            self.centre,
+        )
 
     def _clear(self, values: Array, mask: Any) -> None:
         along = axes.normalized_axes(values, self.normalized_shape, self.axis)
@@ -113,6 +131,7 @@ class LayerNorm(_OverAxes):
     """
 
     eps: float
+    centre = True
 
     def __init__(
         self,
@@ -209,6 +228,8 @@ class RMSNorm(_OverAxes):
     >>> rms.backward(np.ones((1, 4))).dbias is None
     True
     """
+
+    centre = False
 
     def __init__(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import check
+from . import backend, check
 from .functional.batch import batch_norm
 from .functional.batch_backward import batch_norm_activation_backward, batch_norm_backward
 from .functional.gradients import Gradients
@@ -94,28 +93,38 @@ class RunningLayer(FusedLayer):
         x = self._input(x)
         if residual is not None:
             residual = check.array("residual", residual)
-        if self._by_batch():
-            with self._lock if self.training else nullcontext():
-                y, saved = self._train(x, out, residual, mask, self._observed(x, mask))
-                if self.training:
-                    self._saved = saved
-            return y
-        y = batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            False,
-            0.0,
-            self.eps,
-            axis=self.axis,
-            out=out,
-            mask=mask,
-            residual=residual,
-            activation=self.activation,
-        )
-        if self.training:
+        training = self.training
+        if (training and not self._frozen) or self.running_mean is None:
+            if not training:
+                return self._train(x, out, residual, mask, self._observed(x, mask))[0]
+            with self._lock:
+                done, self._saved = self._train(x, out, residual, mask, self._observed(x, mask))
+            return done
+        y: Array | None = None
+        if mask is None:
+            y = backend.current().calls.batch_apply(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.eps,
+                self.axis,
+                out,
+                residual,
+                self.activation,
+            )
+        if y is None:
+            y = batch_norm(
+                *(x, self.running_mean, self.running_var, self.weight, self.bias),
+                *(False, 0.0, self.eps),
+                axis=self.axis,
+                out=out,
+                mask=mask,
+                residual=residual,
+                activation=self.activation,
+            )
+        if training:
             self._saved = self._save(x, out, residual, mask, *self._running(), False)
         return y
 
@@ -174,6 +183,11 @@ class RunningLayer(FusedLayer):
         return mean, 1 / np.sqrt(var + self.eps)
 
     def _input(self, x: Any) -> Array:
+        if type(x) is np.ndarray and x.dtype is check.FLOAT32:
+            shape, axis = x.shape, self.axis
+            ndim = len(shape)
+            if ndim in self.ranks and -ndim <= axis < ndim and shape[axis] == self.num_features:
+                return x
         found: Array = check.array("x", x)
         shape = found.shape
         if found.ndim not in self.ranks:

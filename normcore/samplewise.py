@@ -22,8 +22,6 @@ class SamplewiseLayer(FusedLayer):
     Only that a training-mode forward keeps what its backward needs.
     """
 
-    dtype: np.dtype[Any]
-    """Of weight and bias."""
     running_mean = running_var = num_batches_tracked = None
     state_names = ("weight", "bias")
 
@@ -32,6 +30,10 @@ class SamplewiseLayer(FusedLayer):
     ) -> tuple[Array, Array, Array]:
         """(y, mean, rstd)."""
         raise NotImplementedError
+
+    def _plain(self, x: Array, out: Array | None, residual: Any) -> Array | None:
+        """y of a plain call (`normcore.plain`), or None."""
+        return None
 
     def forward(
         self,
@@ -65,6 +67,10 @@ class SamplewiseLayer(FusedLayer):
         TypeError, ValueError
             As in the function of `normcore.functional`. The layer is then as it was.
         """
+        if mask is None and not self.training and type(x) is np.ndarray:
+            done = self._plain(x, out, residual)
+            if done is not None:
+                return done
         x = self._input(x)
         if residual is not None:
             residual = check.array("residual", residual)

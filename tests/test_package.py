@@ -23,7 +23,7 @@ ISAS = [str(b).removeprefix("cython-") for b in backends() if str(b).startswith(
 HAS_COMPILER = bool(ISAS) or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix"
 
-COMPILED = {f"{family}_cy" for family in (*PASSES, "running", "gufuncs")}
+COMPILED = {f"{family}_cy" for family in (*PASSES, "running", "calls", "gufuncs")}
 if X86_64:
     COMPILED |= {f"{family}_cy_{isa}" for family in PASSES for isa in ("avx2", "avx512")}
 

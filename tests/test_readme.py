@@ -10,7 +10,7 @@ import normcore as nc
 
 
 def test_python_blocks_run_in_order(capsys: Any) -> None:
-    [layers], [settings] = blocks("Five lines"), blocks("Settings")
+    [layers], [settings], [inference] = map(blocks, ("Five lines", "Settings", "Inference"))
     names: dict[str, Any] = {}
     before = nc.get_num_threads()
     try:
@@ -19,6 +19,7 @@ def test_python_blocks_run_in_order(capsys: Any) -> None:
         assert np.isfinite(names["y"]).all()
         # Compiling for both dtypes has a test of its own.
         exec(compile(settings.replace("nc.warmup()", ""), str(README), "exec"), names)
+        exec(compile(inference, str(README), "exec"), names)
     finally:
         nc.set_num_threads(before)
         nc.set_backend("auto")

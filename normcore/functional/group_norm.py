@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import backend
 from . import group_passes
 from .gradients import Gradients
 
@@ -86,6 +87,12 @@ def group_norm(
     >>> nc.functional.group_norm(x, 2).round(3)
     array([[-1.,  1., -1.,  1.]])
     """
+    if mask is None:
+        done = backend.current().calls.group_apply(
+            x, num_groups, weight, bias, eps, axis, out, residual, activation
+        )
+        if done is not None:
+            return done
     return group_passes.forward(
         x, num_groups, weight, bias, eps, axis, out, mask, residual, activation
     )[0]
@@ -134,6 +141,12 @@ def group_norm_forward(
     >>> mean, rstd.round(3)
     (array([[ 2., 20.]]), array([[1. , 0.1]]))
     """
+    if mask is None:
+        done = backend.current().calls.group_forward(
+            x, num_groups, weight, bias, eps, axis, out, residual, activation
+        )
+        if done is not None:
+            return done
     y, mean, _, rstd = group_passes.forward(
         x, num_groups, weight, bias, eps, axis, out, mask, residual, activation
     )

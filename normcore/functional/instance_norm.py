@@ -115,6 +115,12 @@ def instance_norm(
             residual=residual,
             activation=activation,
         )
+    if mask is None and running_mean is None and running_var is None and _is_plain(momentum):
+        done = backend.current().calls.group_apply(
+            x, None, weight, bias, eps, axis, out, residual, activation
+        )
+        if done is not None:
+            return done
     return train(
         *(x, weight, bias, running_mean, running_var, None, momentum, eps, axis, out, False),
         *(mask, residual, activation),
@@ -185,6 +191,12 @@ def train(
     activation: str | None,
 ) -> tuple[Array, Array, Array]:
     """The forward by x's own statistics, of functions and layers: (y, mean, rstd)."""
+    if mask is None and running_mean is None and running_var is None and _is_plain(momentum):
+        done = backend.current().calls.group_forward(
+            x, None, weight, bias, eps, axis, out, residual, activation
+        )
+        if done is not None:
+            return done
     given = group_passes.prepare(x, axis, mask)
     shape = given.x.shape
     if given.x.size and prod(given.view.positions[1:]) == 1:
@@ -222,6 +234,10 @@ def train(
                 skip_nonfinite,
             )
     return y, mean, rstd
+
+
+def _is_plain(momentum: Any) -> bool:
+    return type(momentum) is float and 0.0 <= momentum <= 1.0
 
 
 def _counts(given: GroupInput) -> Array:
