@@ -9,40 +9,49 @@
 # * by unit, where there are too few channels to share out evenly: all partial sums first, then all
 #   applies, each sweep shared out by units.
 
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 
 include "nchw_units.pxi"
+
+# A thread keeps a block's gradient before the activation up to this size; beyond, it is computed
+# anew where it is wanted again.
+cdef Py_ssize_t KEPT_BYTES = 1 << 22
 
 # By channel ------------------------------------------------------------------------------------
 
 
-cdef void block_sums(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void block_sums(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
     cdef double part[3 * MAX_STRIP]
     cdef Py_ssize_t unit, begin, end
     begin = first
     while begin < last:
         end = min(last, begin + plan.strip)
         for unit in range(plan.units):
-            unit_sums(job, plan, begin, end, unit, part)
+            unit_sums(job, plan, begin, end, unit, part, kept)
             add_parts(job, begin, end, part, unit == 0)
         begin = end
 
 
-cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, bint reduce) noexcept nogil:
+cdef void one_block(
+    Job *job, Plan *plan, Py_ssize_t block, bint reduce, int thread
+) noexcept nogil:
     cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
     cdef Py_ssize_t unit, i
     cdef int sweep
+    cdef char *kept = NULL if plan.kept == NULL else plan.kept + thread * plan.kept_size
     if reduce:
         first_shifts(job, plan, first, last)
         for sweep in range(2):
-            block_sums(job, plan, first, last)
+            block_sums(job, plan, first, last, kept)
             if sweep == 1 or not bad_shifts(job, first, last):
                 break
     for i in range(first // job.merged, last // job.merged):
         job.settle(job, i)
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
-            unit_elementwise(job, plan, first, last, unit)
+            unit_elementwise(job, plan, first, last, unit, kept)
         if job.stream:
             stream_fence()
 
@@ -63,7 +72,7 @@ cdef void all_sums(Job *job, Plan *plan, double *parts, int threads) noexcept no
             unit_sums(
                 job, plan, item % plan.strips * plan.strip,
                 strip_end(plan, item % plan.strips), item // plan.strips,
-                parts + item * 3 * MAX_STRIP)
+                parts + item * 3 * MAX_STRIP, NULL)
         for unit in range(plan.units):
             for strip in range(plan.strips):
                 add_parts(
@@ -81,7 +90,7 @@ cdef void elementwise_share(
     for item in range(last - 1, first - 1, -1):
         strip = item % plan.strips
         unit_elementwise(
-            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips)
+            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL)
     if job.stream:
         stream_fence()
 
@@ -99,10 +108,10 @@ cdef void run(
     cdef Py_ssize_t block, i
     if threads == 1:
         for block in range(plan.blocks):
-            one_block(job, plan, block, reduce)
+            one_block(job, plan, block, reduce, 0)
     elif by_channel:
         for block in prange(plan.blocks, num_threads=threads, schedule="static"):
-            one_block(job, plan, block, reduce)
+            one_block(job, plan, block, reduce, threadid())
     else:
         if reduce:
             all_sums(job, plan, parts, threads)
@@ -130,8 +139,11 @@ cdef int launch(
     by_channel = 4 * most * threads <= 5 * plan.blocks
     if threads > 1 and reduce and not by_channel:
         parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
+    elif job.before != NULL and plan.kept_size <= KEPT_BYTES:
+        plan.kept = <char *>scratch(threads * plan.kept_size // <Py_ssize_t>sizeof(double))
     state = release(job)
     run(job, &plan, reduce, by_channel, parts, threads)
     acquire(state)
     PyMem_RawFree(parts)
+    PyMem_RawFree(plan.kept)
     return 0

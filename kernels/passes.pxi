@@ -8,6 +8,8 @@
 #     apply, apply_grads, activation_grads     settle, elementwise
 #     forward, renorm, backward                sums, settle, elementwise, while data are in cache
 #
+# activation_backward is a backward whose dy is found, wherever it is read, from `before`.
+#
 # Sums of channel i: forward sum(x - shift), sum((x - shift)^2); backward sum(dy),
 # sum(dy * (x - mean)), sum(x - mean). They lie as (width, cells), width 2 or 3. A statistic
 # merges the sums of `merged` adjacent channels, which share their shift: 1, but in group norm.
@@ -57,6 +59,8 @@ cdef struct Job:
     const char *x
     const char *dy             # NULL in a forward
     const char *residual
+    Channel *before            # (cells,): what the activation was applied to; NULL: no activation
+    char *g                    # the gradient before the activation, or NULL
     const unsigned char *mask
     Storage storage
     Py_ssize_t itemsize        # of storage
@@ -103,6 +107,13 @@ cdef inline const char *residual_at(Job *job, Py_ssize_t at) noexcept nogil:
     if job.residual == NULL:
         return NULL
     return job.residual + at
+
+
+cdef void no_gradient(Job *job, Py_ssize_t at, Py_ssize_t len) noexcept nogil:
+    # Of masked elements.
+    memset(job.out + at * job.itemsize, 0, len * job.itemsize)
+    if job.g != NULL:
+        memset(job.g + at * job.itemsize, 0, len * job.itemsize)
 
 
 cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
@@ -238,6 +249,16 @@ cdef void settle_apply(Job *job, Py_ssize_t statistic) noexcept nogil:
     for i in range(statistic * job.merged, (statistic + 1) * job.merged):
         split_mean(job, i, mean, 0.0, rstd)
         job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
+
+
+cdef void settle_before(Job *job) noexcept nogil:
+    # The coefficients of what the activation was applied to, of all statistics.
+    cdef Channel *channels = job.channels
+    cdef Py_ssize_t i
+    job.channels = job.before
+    for i in range(job.statistics):
+        settle_apply(job, i)
+    job.channels = channels
 
 
 cdef inline double off_mean(Job *job, Py_ssize_t statistic) noexcept nogil:

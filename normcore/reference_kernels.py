@@ -224,6 +224,21 @@ class _Channels:
         _put(dweight, _by_parameter(formulas.total(gradient * x_hat, view.channel), dweight.size))
         _put(dbias, _by_parameter(formulas.total(gradient, view.channel), dbias.size))
 
+    def activation_backward(
+        self, dx: Array, dweight: Array, dbias: Array, g: Array | None, dy: Array, x: Array,
+        residual: Array | None, mask: Array | None, mean: Array, rstd: Array,
+        weight: Array | None, bias: Array | None, activation: int, training: bool, *sizes: int,
+    ) -> None:  # fmt: skip
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
+        before = np.empty(x.shape)
+        self.activation_grads(
+            before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes
+        )
+        if g is not None:
+            _put(g, _kept_part(before.reshape(view.shape), view.mask(mask)))
+        self.backward(dx, dweight, dbias, before, x, mask, mean, rstd, weight, training, *sizes)
+
     def _statistics(
         self, view: _Layout, mean: Array, var: Array, rstd: Array, x: Array,
         mask: Array | None, eps: float,
@@ -250,6 +265,12 @@ class _Channels:
 
 def _add(z: Array, residual: Array | None) -> Array:
     return z if residual is None else z + residual.reshape(z.shape)
+
+
+def _kept_part(gradient: Array, kept: Array | None) -> Array:
+    """The gradient, 0 where a mask is."""
+    found: Array = gradient if kept is None else np.where(kept, gradient, 0)
+    return found
 
 
 def _none_where_empty(rstd: Array, kept: Array, shape: Any, axes: Any) -> Array:
@@ -352,6 +373,21 @@ class _Layers:
         _put(dx, _add(found, addend))
         _put(dweight, formulas.total(gradient * x_hat, (0, 2)))
         _put(dbias, formulas.total(gradient, (0, 2)))
+
+    def activation_backward(
+        self, dx: Array, dweight: Array, dbias: Array, g: Array | None, dy: Array, x: Array,
+        residual: Array | None, mask: Array | None, mean: Array | None, rstd: Array,
+        weight: Array | None, bias: Array | None, activation: int, *sizes: int,
+    ) -> None:  # fmt: skip
+        *lengths, _threads = sizes
+        shape = self._shape(lengths)
+        before = np.empty(x.shape)
+        self.activation_grads(
+            before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes
+        )
+        if g is not None:
+            _put(g, _kept_part(before.reshape(shape), self._mask(mask, shape)))
+        self.backward(dx, dweight, dbias, before, x, None, mask, mean, rstd, weight, *sizes)
 
 
 NCHW = _Channels(_Nchw)
