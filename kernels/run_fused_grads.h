@@ -66,24 +66,11 @@ typedef struct {
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define AT(p, j) ((p) == NULL ? NULL : (p) + (j))
 
-/* g of elements i to i + len; of halves also wide = x. */
-KERNEL void NAME(run_slopes)(REAL *g, REAL *wide, const RunSlope *at, ptrdiff_t i,
-                             ptrdiff_t len) {
-    const STORE *dy = (const STORE *)at->dy + i, *x = (const STORE *)at->x + i;
-    const STORE *residual = AT((const STORE *)at->residual, i);
-    const int activation = at->activation;
-#ifdef HALF
-    NAME(widen_all)(wide, x, len);
-#endif
-    if (at->before->kind != PLAIN_CHANNEL) {
-        for (ptrdiff_t j = 0; j < len; j++) {
-            const double z = NAME(before_activation_one)(x, residual, j, at->before);
-            g[j] = (REAL)(NAME(get)(dy + j) * slope_one(z, activation));
-        }
-        return;
-    }
+/* g = dy * activation'(norm(x) + residual), with a loop of its own for every activation. */
+INLINE void NAME(run_slopes_of)(REAL *g, const STORE *dy, const STORE *x, const STORE *residual,
+                                ptrdiff_t len, const Channel before, const int activation) {
 #define SLOPED(dy, x, residual)                                                                \
-    (NAME(load)(dy) * SLOPE_OF(NAME(before_activation)(x, residual, at->before)))
+    (NAME(load)(dy) * SLOPE_OF(NAME(before_activation)(x, residual, &before)))
     ptrdiff_t j = 0;
     for (; j + WIDTH <= len; j += WIDTH) {
         __builtin_prefetch(dy + j + BUFFER_AHEAD / sizeof(STORE));
@@ -100,6 +87,30 @@ KERNEL void NAME(run_slopes)(REAL *g, REAL *wide, const RunSlope *at, ptrdiff_t 
         memcpy(g + j, found, k * sizeof(REAL));
     }
 #undef SLOPED
+}
+
+/* g of elements i to i + len; of halves also wide = x. */
+KERNEL void NAME(run_slopes)(REAL *g, REAL *wide, const RunSlope *at, ptrdiff_t i,
+                             ptrdiff_t len) {
+    const STORE *dy = (const STORE *)at->dy + i, *x = (const STORE *)at->x + i;
+    const STORE *residual = AT((const STORE *)at->residual, i);
+#ifdef HALF
+    NAME(widen_all)(wide, x, len);
+#endif
+    if (at->before->kind != PLAIN_CHANNEL) {
+        for (ptrdiff_t j = 0; j < len; j++) {
+            const double z = NAME(before_activation_one)(x, residual, j, at->before);
+            g[j] = (REAL)(NAME(get)(dy + j) * slope_one(z, at->activation));
+        }
+        return;
+    }
+#define SLOPES(ACTIVATION)                                                                     \
+    if (residual == NULL)                                                                      \
+        NAME(run_slopes_of)(g, dy, x, NULL, len, *at->before, ACTIVATION);                     \
+    else                                                                                       \
+        NAME(run_slopes_of)(g, dy, x, residual, len, *at->before, ACTIVATION)
+    FOR_EACH_ACTIVATION(at->activation, SLOPES)
+#undef SLOPES
 }
 
 KERNEL void NAME(fused_run_sums)(double *lanes, void *to_kept, const RunSlope *at, ptrdiff_t len,
