@@ -9,7 +9,7 @@
 # * by unit, where there are too few channels to share out evenly: all partial sums first, then all
 #   applies, each sweep shared out by units.
 
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 
 include "nchw_units.pxi"
 
@@ -52,8 +52,16 @@ cdef void one_block(
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
             unit_elementwise(job, plan, first, last, unit, kept)
-        if job.stream:
-            stream_fence()
+
+
+cdef void block_share(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint reduce, int thread
+) noexcept nogil:
+    cdef Py_ssize_t block
+    for block in range(first, last):
+        one_block(job, plan, block, reduce, thread)
+    if job.stream:
+        stream_fence()
 
 
 # By unit ---------------------------------------------------------------------------------------
@@ -105,13 +113,14 @@ cdef void all_elementwise(Job *job, Plan *plan, int threads) noexcept nogil:
 cdef void run(
     Job *job, Plan *plan, bint reduce, bint by_channel, double *parts, int threads
 ) noexcept nogil:
-    cdef Py_ssize_t block, i
+    cdef Py_ssize_t i, blocks = plan.blocks
+    cdef int t
     if threads == 1:
-        for block in range(plan.blocks):
-            one_block(job, plan, block, reduce, 0)
+        block_share(job, plan, 0, blocks, reduce, 0)
     elif by_channel:
-        for block in prange(plan.blocks, num_threads=threads, schedule="static"):
-            one_block(job, plan, block, reduce, threadid())
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            block_share(
+                job, plan, blocks * t // threads, blocks * (t + 1) // threads, reduce, t)
     else:
         if reduce:
             all_sums(job, plan, parts, threads)

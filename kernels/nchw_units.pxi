@@ -128,7 +128,7 @@ cdef inline Py_ssize_t to_next_run(
         return plan.s
     if plane + 1 < plan.n:
         return (plan.c - channels + 1) * plan.s - bounds.start
-    return 0
+    return (1 - plane * plan.c) * plan.s - bounds.start
 
 
 cdef inline char *kept_at(
