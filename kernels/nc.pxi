@@ -104,13 +104,17 @@ cdef int launch(
     packed = b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
     packed = packed // <Py_ssize_t>sizeof(double) + 17
     plan.shift = scratch(
-        b * plan.wide + totals + packed + 2 * b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
+        b * plan.wide + totals + (1 if job.before == NULL else 2) * packed
+        + 3 * b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
     plan.totals = plan.shift + b * plan.wide
     # As far from a cache line as the output: where one is aligned, so is the other.
     plan.packed = <char *>(plan.totals + totals)
     plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
-    plan.bad = <unsigned char *>(plan.totals + totals + packed)
+    plan.before = <char *>(plan.totals + totals + packed)
+    plan.bad = <unsigned char *>(
+        plan.totals + totals + (1 if job.before == NULL else 2) * packed)
     plan.uneven = plan.bad + b * plan.pieces
+    plan.uneven_before = plan.uneven + b * plan.pieces
     state = release(job)
     run(job, &plan, reduce, threads)
     acquire(state)
