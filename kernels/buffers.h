@@ -7,7 +7,7 @@
 #ifndef NORMCORE_BUFFERS_H
 #define NORMCORE_BUFFERS_H
 
-#include "simd.h"
+#include "partial.h"
 
 /* Elements of a buffer on the stack: it stays in the first-level cache, with what it is made of. */
 enum { CHUNK = 512 };
@@ -22,16 +22,19 @@ enum { CHUNK = 512 };
         const ptrdiff_t width = VECTOR_BYTES / sizeof(REAL), line = 64 / sizeof *to;           \
         ptrdiff_t i = 0;                                                                       \
         if (stream) {                                                                          \
-            for (const ptrdiff_t head = line_head(to, sizeof *to, len); i < head; i++)         \
-                PASTE(put, SUFFIX)(to + i, from[i]);                                           \
+            for (const ptrdiff_t head = line_head(to, sizeof *to, len); i < head;) {           \
+                const ptrdiff_t k = head - i < width ? head - i : width;                       \
+                PASTE(store_some, SUFFIX)(to + i, LOAD_SOME_REAL(from + i, k), k);             \
+                i += k;                                                                        \
+            }                                                                                  \
             for (; i + line <= len; i += line)                                                 \
                 for (ptrdiff_t j = i; j < i + line; j += width)                                \
                     PASTE(stream, SUFFIX)(to + j, LOAD_REAL(from + j));                        \
         }                                                                                      \
         for (; i + width <= len; i += width)                                                   \
             PASTE(store, SUFFIX)(to + i, LOAD_REAL(from + i));                                 \
-        for (; i < len; i++)                                                                   \
-            PASTE(put, SUFFIX)(to + i, from[i]);                                               \
+        if (i < len)                                                                           \
+            PASTE(store_some, SUFFIX)(to + i, LOAD_SOME_REAL(from + i, len - i), len - i);     \
     }                                                                                          \
     KERNEL void PASTE(widen_all, SUFFIX)(REAL * to, const PASTE(store_t, SUFFIX) * from,       \
                                          ptrdiff_t len) {                                      \
@@ -43,6 +46,8 @@ enum { CHUNK = 512 };
             to[i] = PASTE(get, SUFFIX)(from + i);                                              \
     }
 #define LOAD_REAL(p) _Generic((p), const float *: load_f32, const double *: load_f64)(p)
+#define LOAD_SOME_REAL(p, k)                                                                   \
+    _Generic((p), const float *: load_some_f32, const double *: load_some_f64)(p, k)
 #define STORE_REAL(p, v) _Generic((p), float *: store_f32, double *: store_f64)(p, v)
 BUFFERS(f32, float)
 BUFFERS(f16, float)

@@ -1,5 +1,7 @@
 /* The backward of rows through an activation (family rows): g = dy * activation'(norm(x) + residual)
-   of some rows goes to a buffer, which the sums and the gradients of rows.h take for dy. */
+   of some rows goes to a buffer, and x to another, which the sums and the gradients of rows.h take for
+   dy and x. There rows lie an odd number of lines apart: 8 rows of 4 KB share one set of the cache,
+   and bfloat16 (32768, 1024) took REPLACE_ME. */
 
 #ifndef STORE
 
@@ -9,8 +11,6 @@
 /* The storage type's part of it. What is in a buffer is worked on by the loops of `rows`. */
 typedef struct {
     const Rows *rows;
-    int widened; /* x goes to a buffer too, and dx comes from one */
-    /* g, and x as well if that is `widened`; wide may be NULL otherwise. */
     void (*slopes)(void *g, void *wide, const void *dy, const void *x, const void *residual,
                    ptrdiff_t len, const Norm *row, const Affine *affine, int activation);
     void (*round)(void *to, const void *from, ptrdiff_t len, int stream);
@@ -20,13 +20,10 @@ typedef struct {
 #define REAL float
 #define SUFFIX f32
 #define COMPUTED f32
-#define WIDENED 0
 #include "row_fused_grads.h"
-#undef WIDENED
 #undef SUFFIX
 #undef COMPUTED
 #undef STORE
-#define WIDENED 1
 #define COMPUTED w32
 #define STORE store_t_f16
 #define SUFFIX f16
@@ -39,15 +36,12 @@ typedef struct {
 #undef SUFFIX
 #undef STORE
 #undef COMPUTED
-#undef WIDENED
 #undef REAL
 #define STORE store_t_f64
 #define REAL double
 #define SUFFIX f64
 #define COMPUTED f64
-#define WIDENED 0
 #include "row_fused_grads.h"
-#undef WIDENED
 #undef COMPUTED
 #undef SUFFIX
 #undef REAL
@@ -71,8 +65,7 @@ INLINE void NAME(row_slopes_of)(REAL *g, REAL *wide, const STORE *dy, const STOR
         NAME(vec) z = ((element - hi) - lo) * rstd * KEPT(weight) + KEPT(bias);                \
         if (residual != NULL)                                                                  \
             z += STORED(residual);                                                             \
-        if (WIDENED)                                                                           \
-            STORE_IN(wide, element);                                                           \
+        STORE_IN(wide, element);                                                               \
         STORE_IN(g, STORED(dy) * SLOPE_OF(z));                                                 \
     }
 #define WHOLE(p) NAME(load)((p) + j)
@@ -108,8 +101,7 @@ KERNEL void NAME(row_slopes)(void *to, void *to_wide, const void *from_dy, const
             const double z = NAME(row_norm_one)(x, residual, j, row, affine);
             g[j] = (REAL)(NAME(get)(dy + j) * slope_one(z, activation));
         }
-        if (WIDENED)
-            NAME(widen_all)(wide, x, len);
+        NAME(widen_all)(wide, x, len);
         return;
     }
 #define SLOPES(ACTIVATION)                                                                     \
@@ -127,7 +119,6 @@ KERNEL void NAME(row_round)(void *to, const void *from, ptrdiff_t len, int strea
 
 static const FusedRows NAME(fused_rows) = {
     &COMPUTE(rows),
-    WIDENED,
     NAME(row_slopes),
     NAME(row_round),
 };

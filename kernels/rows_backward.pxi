@@ -12,7 +12,7 @@ cdef inline const void *weight_at(Job *job, Py_ssize_t j) noexcept nogil:
 cdef struct Group:
     # Rows of a backward that are worked on together: where the first one begins.
     const Rows *rows
-    Py_ssize_t itemsize
+    Py_ssize_t itemsize, pitch
     char *dx
     const char *dy
     const char *x
@@ -22,18 +22,20 @@ cdef inline Group group_of(Job *job, int thread, Py_ssize_t i) noexcept nogil:
     # From row i on; through an activation, what `fill_buffers` makes of them.
     cdef Group group
     cdef Py_ssize_t at = i * job.m * job.itemsize
-    group.rows = job.plan.rows
-    group.itemsize = job.itemsize
-    group.dx = job.out + at
-    group.dy = job.dy + at
-    group.x = job.x + at
-    if job.plan.fused != NULL:
+    if job.plan.fused == NULL:
+        group.rows = job.plan.rows
+        group.itemsize = job.itemsize
+        group.pitch = job.m
+        group.dx = job.out + at
+        group.dy = job.dy + at
+        group.x = job.x + at
+    else:
         group.rows = job.plan.fused.rows
-        group.dy = job.plan.buffers + thread * job.plan.buffer_size
-        if job.plan.fused.widened:
-            group.itemsize = group.rows.itemsize
-            group.dx = <char *>group.dy
-            group.x = group.dy + job.plan.together * job.m * group.itemsize
+        group.itemsize = group.rows.itemsize
+        group.pitch = job.plan.buffer_pitch
+        group.dx = job.plan.buffers + thread * job.plan.buffer_size
+        group.dy = group.dx
+        group.x = group.dx + job.plan.together * group.pitch * group.itemsize
     return group
 
 
@@ -42,7 +44,7 @@ cdef void fill_buffers(
 ) noexcept nogil:
     # Elements of row i, which is row k of the group: the gradient before the activation.
     cdef Py_ssize_t at = (i * job.m + start) * job.itemsize
-    cdef Py_ssize_t to = (k * job.m + start) * group.itemsize
+    cdef Py_ssize_t to = (k * group.pitch + start) * group.itemsize
     cdef Norm row
     given_norm(job, i, &row)
     cdef Affine affine = affine_at(job, start)
@@ -57,10 +59,9 @@ cdef void empty_buffers(
     Job *job, Group *group, Py_ssize_t i, Py_ssize_t k, Py_ssize_t start, Py_ssize_t len
 ) noexcept nogil:
     # dx of what was filled.
-    if job.plan.fused.widened:
-        job.plan.fused.round(
-            job.out + (i * job.m + start) * job.itemsize,
-            group.dx + (k * job.m + start) * group.itemsize, len, job.stream)
+    job.plan.fused.round(
+        job.out + (i * job.m + start) * job.itemsize,
+        group.dx + (k * group.pitch + start) * group.itemsize, len, job.stream)
 
 
 cdef inline Affine affine_at(Job *job, Py_ssize_t start) noexcept nogil:
@@ -79,7 +80,7 @@ cdef void gradient_statistics(
     cdef double mean = 0.0 if job.mean == NULL else origin_of(job, job.mean[i])
     sums[0] = sums[1] = sums[2] = 0.0
     while next_run(job, i, &start, &end):
-        at = (k * job.m + start) * group.itemsize
+        at = (k * group.pitch + start) * group.itemsize
         group.rows.grad_sums(
             sums, group.dy + at, group.x + at, weight_at(job, start), end - start, mean)
         count += end - start
@@ -122,8 +123,8 @@ cdef inline RowGrads grads_at(
     grads.dbias = part + job.pitch + start
     grads.rows = 1
     grads.len = len
-    grads.pitch = job.m
-    grads.stream = job.stream and group.dx != group.dy
+    grads.pitch = group.pitch
+    grads.stream = job.stream and job.plan.fused == NULL
     return grads
 
 

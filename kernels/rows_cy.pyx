@@ -46,7 +46,6 @@ cdef extern from "row_fused_grads.h" nogil:
     const Rows rows_f32, rows_f64, rows_f16, rows_bf16
     ctypedef struct FusedRows:
         const Rows *rows
-        bint widened
         void (*slopes)(
             void *g, void *wide, const void *dy, const void *x, const void *residual,
             Py_ssize_t len, const Norm *row, const Affine *affine, int activation) noexcept nogil
@@ -71,7 +70,8 @@ cdef struct Plan:
     const FusedRows *fused
     char *g                      # its last output, or NULL
     Py_ssize_t together          # rows that are taken together
-    char *buffers                # (threads, 1 or 2, together, m) in the type computed in
+    Py_ssize_t buffer_pitch      # elements from one row in a buffer to the next
+    char *buffers                # (threads, 2, together, buffer_pitch) in the type computed in
     Py_ssize_t buffer_size       # bytes of a thread's
 
 
@@ -351,14 +351,13 @@ def activation_backward(
         job.plan.fused = &fused_rows_f16
     elif job.storage == BF16:
         job.plan.fused = &fused_rows_bf16
-    cdef Py_ssize_t row = max(1, m) * job.plan.rows.computed
-    if job.plan.fused.widened:
-        row *= 2
-    job.plan.together = max(1, min(<Py_ssize_t>TOGETHER, BUFFER_BYTES // row))
-    # Threads' buffers lie a line apart.
-    job.plan.buffer_size = (job.plan.together * row + 127) // 64 * 64
-    allocate(&job, weight, bias, threads * job.plan.buffer_size)
-    job.plan.buffers = job.spare
+    # An odd number of lines; row_fused_grads.h says why.
+    cdef Py_ssize_t lines = (m * job.plan.rows.computed + 63) // 64 | 1
+    job.plan.buffer_pitch = lines * 64 // job.plan.rows.computed
+    job.plan.together = max(1, min(<Py_ssize_t>TOGETHER, BUFFER_BYTES // (2 * 64 * lines)))
+    job.plan.buffer_size = 2 * job.plan.together * 64 * lines
+    allocate(&job, weight, bias, threads * job.plan.buffer_size + 64)
+    job.plan.buffers = job.spare + (64 - <size_t>job.spare % 64) % 64
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)

@@ -40,10 +40,8 @@ byte stands for x.size / mask.size adjacent elements: nc (b, m); rows (r, q), q 
 
 activation is a number of `ACTIVATIONS`: y = activation(norm(x) + residual). `activation_grads`
 gives g, the gradient before the activation, which `backward` takes as its dy; g may be dy.
-`activation_backward` is both in one: dx, dweight and dbias come from a g that was not rounded to the
-storage dtype. Its g may be None (not wanted) or dy, and is 0 where mask is 0.
-
-Where dx may lie: on dy or x.
+`activation_backward` is both in one: dx, dweight and dbias come from a g that was never rounded to
+the storage dtype. Its g may be None (not wanted) or dy, and is 0 where mask is 0; dx may be dy or x.
 """
 
 from __future__ import annotations
@@ -90,7 +88,11 @@ _LAYER_PASSES = {
     "activation_grads": ("g", "dy x residual", "mean rstd weight bias activation", 2, 1),
     "backward": ("dx dweight dbias", "dy x addend mask", "mean rstd weight", 2, 1),
     "activation_backward": (
-        "dx dweight dbias g", "dy x residual mask", "mean rstd weight bias activation", 2, 1,
+        "dx dweight dbias g",
+        "dy x residual mask",
+        "mean rstd weight bias activation",
+        2,
+        1,
     ),
 }
 # Add, then normalize: total = x + addend.

@@ -110,6 +110,11 @@ class _Channels:
     def __init__(self, layout: type[_Layout]) -> None:
         self.layout = layout
 
+    def masked(self, mask: Array, statistics: int, *sizes: int) -> Any:
+        """Axes for a flat array, and for its mask."""
+        view = self.layout(*sizes, statistics)
+        return view.shape, view.mask(mask)
+
     def moments(self, mean: Array, m2: Array, x: Array, *sizes: int) -> None:
         *lengths, _threads = sizes
         view = self.layout(*lengths)
@@ -232,9 +237,7 @@ class _Channels:
         *lengths, _threads = sizes
         view = self.layout(*lengths, mean.size)
         before = np.empty(x.shape)
-        self.activation_grads(
-            before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes
-        )
+        self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
         if g is not None:
             _put(g, _kept_part(before.reshape(view.shape), view.mask(mask)))
         self.backward(dx, dweight, dbias, before, x, mask, mean, rstd, weight, training, *sizes)
@@ -286,6 +289,11 @@ class _Layers:
 
     def __init__(self, rows: bool) -> None:
         self.rows = rows
+
+    def masked(self, mask: Array, statistics: int, *sizes: int) -> Any:
+        """As of `_Channels`."""
+        shape = self._shape([*sizes])
+        return shape, self._mask(mask, shape)
 
     def _shape(self, sizes: list[int]) -> tuple[int, ...]:
         return (*sizes, 1) if self.rows else tuple(sizes)
@@ -382,9 +390,7 @@ class _Layers:
         *lengths, _threads = sizes
         shape = self._shape(lengths)
         before = np.empty(x.shape)
-        self.activation_grads(
-            before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes
-        )
+        self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
         if g is not None:
             _put(g, _kept_part(before.reshape(shape), self._mask(mask, shape)))
         self.backward(dx, dweight, dbias, before, x, None, mask, mean, rstd, weight, *sizes)

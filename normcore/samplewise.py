@@ -22,6 +22,7 @@ class SamplewiseLayer(FusedLayer):
     Only that a training-mode forward keeps what its backward needs.
     """
 
+    axis: Any
     dtype: np.dtype[Any]
     """Of weight and bias."""
     running_mean = running_var = num_batches_tracked = None

@@ -160,11 +160,28 @@ def saved(case: Case, training: bool = True) -> dict[str, Array | None]:
 @cache
 def backward(case: Case, training: bool = True) -> dict[str, Array]:
     """dx, dweight, dbias, and the sizes that their errors are measured against."""
+    return _backward(case, training, inputs(case)["dy"])
+
+
+@cache
+def activation_backward(case: Case, training: bool = True) -> dict[str, Array]:
+    """The same of `activation_backward`, with g, and where rounding cannot choose its side.
+
+    dy is 0 where it can.
+    """
+    g, clear = activation_gradient(case, **saved(case, training))
+    if case.mask is not None:
+        g = np.where(kept(case), g, 0)
+    g = np.where(clear, g, 0)
+    return _backward(replace(case, addend=False), training, g) | {"g": g, "clear": clear}
+
+
+def _backward(case: Case, training: bool, gradient: Array) -> dict[str, Array]:
     given, view, statistics = inputs(case), Sorted(case), saved(case, training)
     rstd = view.statistic(statistics["rstd"])
     mask = view.mask(kept(case))
     weight = view.parameter(given["weight"])
-    dy, x = view.full(given["dy"]), view.full(given["x"])
+    dy, x = view.full(gradient), view.full(given["x"])
     if mask is not None:
         dy, x = np.where(mask, dy, 0), np.where(mask, x, 0)
     if training:
