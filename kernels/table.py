@@ -41,7 +41,8 @@ byte stands for x.size / mask.size adjacent elements: nc (b, m); rows (r, q), q 
 activation is a number of `ACTIVATIONS`: y = activation(norm(x) + residual). `activation_grads`
 gives g, the gradient before the activation, which `backward` takes as its dy; g may be dy.
 `activation_backward` is both in one: dx, dweight and dbias come from a g that was never rounded to
-the storage dtype. Its g may be None (not wanted) or dy, and is 0 where mask is 0; dx may be dy or x.
+the storage dtype. Its g may be None (not wanted) or dy, and is 0 where mask is 0.
+Everywhere dx may be dy or x.
 """
 
 from __future__ import annotations

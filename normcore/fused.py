@@ -73,7 +73,7 @@ class FusedLayer(Layer):
         out: Array | None,
         dresidual: Array | None,
     ) -> tuple[Array, Array, Array]:
-        """Gradients of the normalization and its activation; dresidual receives that of residual."""
+        """Gradients of the normalization and its activation; dresidual receives residual's."""
         raise NotImplementedError
 
     def _save(

@@ -239,7 +239,8 @@ class _Channels:
         before = np.empty(x.shape)
         self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
         if g is not None:
-            _put(g, _kept_part(before.reshape(view.shape), view.mask(mask)))
+            kept = view.mask(mask)
+            _put(g, before if kept is None else np.where(kept, before.reshape(view.shape), 0))
         self.backward(dx, dweight, dbias, before, x, mask, mean, rstd, weight, training, *sizes)
 
     def _statistics(
@@ -268,12 +269,6 @@ class _Channels:
 
 def _add(z: Array, residual: Array | None) -> Array:
     return z if residual is None else z + residual.reshape(z.shape)
-
-
-def _kept_part(gradient: Array, kept: Array | None) -> Array:
-    """The gradient, 0 where a mask is."""
-    found: Array = gradient if kept is None else np.where(kept, gradient, 0)
-    return found
 
 
 def _none_where_empty(rstd: Array, kept: Array, shape: Any, axes: Any) -> Array:
@@ -392,7 +387,8 @@ class _Layers:
         before = np.empty(x.shape)
         self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
         if g is not None:
-            _put(g, _kept_part(before.reshape(shape), self._mask(mask, shape)))
+            kept = self._mask(mask, shape)
+            _put(g, before if kept is None else np.where(kept, before.reshape(shape), 0))
         self.backward(dx, dweight, dbias, before, x, None, mask, mean, rstd, weight, *sizes)
 
 

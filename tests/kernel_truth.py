@@ -173,7 +173,12 @@ def activation_backward(case: Case, training: bool = True) -> dict[str, Array]:
     if case.mask is not None:
         g = np.where(kept(case), g, 0)
     g = np.where(clear, g, 0)
-    return _backward(replace(case, addend=False), training, g) | {"g": g, "clear": clear}
+    alone = replace(case, addend=False)
+    exact = _backward(alone, training, g) | {"g": g, "clear": clear}
+    # A slope is as exact as 1 is, however small: so are the sums of what it multiplies.
+    whole = _backward(alone, training, np.where(clear, inputs(case)["dy"], 0))
+    sizes = {name: np.maximum(exact[name], whole[name]) for name in exact if "size" in name}
+    return exact | sizes
 
 
 def _backward(case: Case, training: bool, gradient: Array) -> dict[str, Array]:
