@@ -33,9 +33,9 @@ cdef inline Group group_of(Job *job, int thread, Py_ssize_t i) noexcept nogil:
         group.rows = job.plan.fused.rows
         group.itemsize = group.rows.itemsize
         group.pitch = job.plan.buffer_pitch
-        group.dx = job.plan.buffers + thread * job.plan.buffer_size
+        group.x = job.plan.buffers + thread * job.plan.buffer_size
+        group.dx = <char *>group.x + job.plan.together * group.pitch * group.itemsize
         group.dy = group.dx
-        group.x = group.dx + job.plan.together * group.pitch * group.itemsize
     return group
 
 

@@ -72,6 +72,7 @@ cdef struct Plan:
     Py_ssize_t together          # rows that are taken together
     Py_ssize_t buffer_pitch      # elements from one row in a buffer to the next
     char *buffers                # (threads, 2, together, buffer_pitch) in the type computed in
+                                 # of x and of g, and room behind them for TOGETHER rows
     Py_ssize_t buffer_size       # bytes of a thread's
 
 
@@ -355,9 +356,14 @@ def activation_backward(
     cdef Py_ssize_t lines = (m * job.plan.rows.computed + 63) // 64 | 1
     job.plan.buffer_pitch = lines * 64 // job.plan.rows.computed
     job.plan.together = max(1, min(<Py_ssize_t>TOGETHER, BUFFER_BYTES // (2 * 64 * lines)))
-    job.plan.buffer_size = 2 * job.plan.together * 64 * lines
+    job.plan.buffer_size = (2 * job.plan.together + TOGETHER) * 64 * lines
     allocate(&job, weight, bias, threads * job.plan.buffer_size + 64)
     job.plan.buffers = job.spare + (64 - <size_t>job.spare % 64) % 64
+    cdef int thread
+    for thread in range(threads):
+        memset(
+            job.plan.buffers + (thread + 1) * job.plan.buffer_size - TOGETHER * 64 * lines, 0,
+            TOGETHER * 64 * lines)
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)
