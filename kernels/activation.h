@@ -84,6 +84,28 @@ static const double TAIL_f64[] = {
 #undef LN2_LO
 #undef LEAST_EXPONENT
 
+/* LOOP(activation) with a constant, so that nothing is asked for each vector. */
+#define FOR_EACH_ACTIVATION(activation, LOOP)                                                  \
+    switch (activation) {                                                                      \
+    case RELU:                                                                                 \
+        LOOP(RELU);                                                                            \
+        break;                                                                                 \
+    case RELU6:                                                                                \
+        LOOP(RELU6);                                                                           \
+        break;                                                                                 \
+    case LEAKY_RELU:                                                                           \
+        LOOP(LEAKY_RELU);                                                                      \
+        break;                                                                                 \
+    case SILU:                                                                                 \
+        LOOP(SILU);                                                                            \
+        break;                                                                                 \
+    case GELU:                                                                                 \
+        LOOP(GELU);                                                                            \
+        break;                                                                                 \
+    default:                                                                                   \
+        LOOP(IDENTITY);                                                                        \
+    }
+
 #define ACTIVATE(z) _Generic((z), vec_f32: activate_f32, vec_f64: activate_f64)(z, activation)
 #define SLOPE_OF(z) _Generic((z), vec_f32: slope_f32, vec_f64: slope_f64)(z, activation)
 INLINE double activate_one(double z, int activation) {

@@ -14,7 +14,7 @@ RMS norm is mean=None: the shift and every mean are 0.
 
 from cython.parallel cimport prange
 
-cdef extern from "cols.h" nogil:
+cdef extern from "col_fused_grads.h" nogil:
     enum: NORM_VALUES
     ctypedef struct Strip:
         Py_ssize_t rows, cols, pitch, room
@@ -41,6 +41,13 @@ cdef extern from "cols.h" nogil:
             const void *weight, double *dweight, double *dbias, void *buffer, int stream
         ) noexcept nogil
     const Cols cols_f32, cols_f64, cols_f16, cols_bf16
+    ctypedef struct FusedCols:
+        const Cols *cols
+        void (*slopes)(
+            void *g, void *copy, void *g_out, const void *dy, const void *x, const void *residual,
+            const Strip *strip, const Affine *affine, int activation, int stream) noexcept nogil
+        void (*round)(void *to, const void *from_, const Strip *strip, int stream) noexcept nogil
+    const FusedCols fused_cols_f32, fused_cols_f64, fused_cols_f16, fused_cols_bf16
 
 # Bytes of x, and in a backward of dy, that a strip may hold.
 cdef Py_ssize_t STRIP_BYTES = 524288
@@ -59,6 +66,8 @@ cdef struct Plan:
     Py_ssize_t unit        # strips of one unit
     Py_ssize_t room        # columns that a thread's tables have room for
     Py_ssize_t table_size  # bytes of a thread's tables
+    const FusedCols *fused # activation_backward; NULL elsewhere
+    char *g                # its last output, or NULL
 
 
 include "layers.pxi"
@@ -72,6 +81,8 @@ cdef struct Tables:
     double *part           # (3, room): of some rows
     char *packed           # (NORM_VALUES + 1, room) in the type that is computed in
     char *buffer           # the last of them
+    char *slopes           # through an activation: (m, room) of g and of x
+    char *copy
 
 
 cdef inline Tables tables_of(Job *job, int thread) noexcept nogil:
@@ -83,6 +94,8 @@ cdef inline Tables tables_of(Job *job, int thread) noexcept nogil:
     tables.part = tables.sums + 3 * room
     tables.packed = <char *>(tables.part + 3 * room)
     tables.buffer = tables.packed + NORM_VALUES * room * job.plan.cols.computed
+    tables.slopes = tables.buffer + room * job.plan.cols.computed
+    tables.copy = tables.slopes + job.m * room * job.plan.cols.computed
     tables.strip.rows = job.m
     tables.strip.pitch = job.plan.c
     tables.strip.room = room
@@ -121,19 +134,20 @@ cdef void pack(Job *job, Tables *tables, Py_ssize_t column) noexcept nogil:
     tables.strip.norms = tables.norms if wide else NULL
 
 
-cdef void strip_sums(Job *job, Tables *tables, Py_ssize_t at) noexcept nogil:
-    # Of a strip that begins at byte `at`, PART_ROWS rows at a time: added one by one, 65537 elements
-    # of float64 lost three bits.
-    cdef Py_ssize_t row = 0, j, from_row, width = 2 if job.dy == NULL else 3
+cdef void strip_sums(
+    Job *job, Tables *tables, const Cols *cols, const char *dy, const char *x, Py_ssize_t pitch
+) noexcept nogil:
+    # Of a strip whose rows lie `pitch` bytes apart, PART_ROWS rows at a time: added one by one, 65537
+    # elements of float64 lost three bits.
+    cdef Py_ssize_t row = 0, j, width = 2 if dy == NULL else 3
     cdef double *sums = tables.sums
     while row < job.m:
         tables.strip.rows = min(PART_ROWS, job.m - row)
-        from_row = at + row * job.plan.c * job.itemsize
-        if job.dy == NULL:
-            job.plan.cols.sums(sums, job.x + from_row, &tables.strip, tables.shift)
+        if dy == NULL:
+            cols.sums(sums, x + row * pitch, &tables.strip, tables.shift)
         else:
-            job.plan.cols.grad_sums(
-                sums, job.dy + from_row, job.x + from_row, job.weight + row, &tables.strip,
+            cols.grad_sums(
+                sums, dy + row * pitch, x + row * pitch, job.weight + row, &tables.strip,
                 tables.shift)
         if row > 0:
             for j in range(width * job.plan.room):
@@ -153,7 +167,7 @@ cdef void forward_strips(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
         memset(tables.shift, 0, job.plan.room * sizeof(double))
         if job.mean != NULL:
             job.plan.cols.first_shifts(tables.shift, job.x + at, &tables.strip)
-        strip_sums(job, &tables, at)
+        strip_sums(job, &tables, job.plan.cols, NULL, job.x + at, job.plan.c * job.itemsize)
         bad = False
         for j in range(tables.strip.cols):
             if shift_was_bad(
@@ -162,7 +176,7 @@ cdef void forward_strips(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
             ):
                 bad = True
         if bad:
-            strip_sums(job, &tables, at)
+            strip_sums(job, &tables, job.plan.cols, NULL, job.x + at, job.plan.c * job.itemsize)
         for j in range(tables.strip.cols):
             settle_forward(
                 job, column + j, tables.norms + j, tables.shift[j], tables.sums[j],
@@ -193,37 +207,7 @@ cdef void activation_strips(
         stream_fence()
 
 
-cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Tables tables = tables_of(job, thread)
-    cdef Py_ssize_t unit, item
-    cdef double *part
-    for unit in range(first, last):
-        part = job.parts + unit * 2 * job.pitch
-        memset(part, 0, 2 * job.pitch * sizeof(double))
-        for item in range(
-            unit * job.plan.unit, min((unit + 1) * job.plan.unit, job.plan.b * job.plan.strips)
-        ):
-            strip_backward(job, &tables, item, part)
-    if job.stream:
-        stream_fence()
-
-
-cdef void strip_backward(
-    Job *job, Tables *tables, Py_ssize_t item, double *part
-) noexcept nogil:
-    cdef Py_ssize_t column = place(job, tables, item), at = offset(job, column)
-    cdef Py_ssize_t j, room = job.plan.room
-    for j in range(tables.strip.cols):
-        tables.shift[j] = 0.0 if job.mean == NULL else origin_of(job, job.mean[column + j])
-    strip_sums(job, tables, at)
-    for j in range(tables.strip.cols):
-        settle_backward(
-            job, column + j, tables.norms + j, tables.sums[j], tables.sums[room + j],
-            tables.sums[2 * room + j], <double>job.m)
-    pack(job, tables, column)
-    job.plan.cols.grads(
-        job.out + at, job.dy + at, job.x + at, added_at(job, at), &tables.strip,
-        job.affine.weight, part, part + job.pitch, tables.buffer, job.stream)
+include "cols_backward.pxi"
 
 
 # Arguments and plan ----------------------------------------------------------------------------
@@ -231,9 +215,9 @@ cdef void strip_backward(
 
 cdef int start_cols(
     Job *job, cnp.ndarray x, object mean, cnp.ndarray rstd, Py_ssize_t b, Py_ssize_t m,
-    Py_ssize_t c, bint statistics_out, int threads,
+    Py_ssize_t c, bint statistics_out, int threads, bint fused=False,
 ) except -1:
-    cdef Py_ssize_t size = product(b, m, c)
+    cdef Py_ssize_t size = product(b, m, c), each
     cdef int typenum = start_job(job, x, mean, rstd, b * c, m, size, statistics_out, threads)
     cdef Plan *plan = &job.plan
     plan.cols = &cols_f32
@@ -247,7 +231,8 @@ cdef int start_cols(
     plan.c = c
     # As wide as the cache allows, but a sixteenth of the columns of all b, so that threads find
     # enough strips; all strips of a b alike, and whole lines.
-    plan.wide = min(STRIP_MOST, STRIP_BYTES // max(1, m * job.itemsize))
+    each = plan.cols.computed if fused else job.itemsize
+    plan.wide = min(STRIP_MOST, STRIP_BYTES // max(1, m * each))
     plan.wide = max(STRIP_LEAST, min(plan.wide, max(4 * STRIP_LEAST, b * c // UNITS)))
     plan.strips = max(1, (c + plan.wide - 1) // plan.wide)
     plan.wide = ((c + plan.strips - 1) // plan.strips + 31) // 32 * 32
@@ -255,6 +240,8 @@ cdef int start_cols(
     plan.room = (min(c, plan.wide) + 7) // 8 * 8
     plan.table_size = plan.room * (
         sizeof(Norm) + 7 * sizeof(double) + (NORM_VALUES + 1) * plan.cols.computed)
+    if fused:
+        plan.table_size += 2 * m * plan.room * plan.cols.computed
     plan.table_size = (plan.table_size + 127) // 64 * 64
     return typenum
 
@@ -309,6 +296,23 @@ def activation_grads(
     PyMem_RawFree(job.memory)
 
 
+cdef int start_backward(
+    Job *job, cnp.ndarray dx, cnp.ndarray dy, object added, str name, object mask, int typenum
+) except -1:
+    # `added` is named `name`.
+    check_out(dx, "dx", job.size, typenum)
+    check_real(dy, "dy", job.size, typenum)
+    job.out = <char *>cnp.PyArray_DATA(dx)
+    job.dy = <const char *>cnp.PyArray_DATA(dy)
+    job.added = optional_input(added, name, job.size, typenum)
+    take_mask(job, mask)
+    cdef Py_ssize_t strips = job.plan.b * job.plan.strips
+    job.plan.unit = max(1, (strips + UNITS - 1) // UNITS)
+    job.units = max(1, (strips + job.plan.unit - 1) // job.plan.unit)
+    job.pitch = job.m
+    return 0
+
+
 def backward(
     cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
     cnp.ndarray dy not None, cnp.ndarray x not None, object addend, object mask, object mean,
@@ -320,16 +324,38 @@ def backward(
     cdef int typenum = start_cols(&job, x, mean, rstd, b, m, c, False, threads)
     cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
     cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
-    check_out(dx, "dx", job.size, typenum)
-    check_real(dy, "dy", job.size, typenum)
-    job.out = <char *>cnp.PyArray_DATA(dx)
-    job.dy = <const char *>cnp.PyArray_DATA(dy)
-    job.added = optional_input(addend, "addend", job.size, typenum)
-    take_mask(&job, mask)
-    job.plan.unit = max(1, (b * job.plan.strips + UNITS - 1) // UNITS)
-    job.units = max(1, (b * job.plan.strips + job.plan.unit - 1) // job.plan.unit)
-    job.pitch = m
+    start_backward(&job, dx, dy, addend, "addend", mask, typenum)
     allocate(&job, weight, None, threads * job.plan.table_size)
+    run(backward_units, &job, job.units, threads)
+    give_parameter_grads(&job, &to_dweight, &to_dbias)
+    PyMem_RawFree(job.memory)
+
+
+def activation_backward(
+    cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
+    cnp.ndarray g, cnp.ndarray dy not None, cnp.ndarray x not None, object residual, object mask,
+    object mean, cnp.ndarray rstd not None, object weight, object bias, int activation,
+    Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
+):
+    """As backward of g = dy * activation'(norm(x) + residual), which goes to g if there is one."""
+    cdef Job job
+    cdef int typenum = start_cols(&job, x, mean, rstd, b, m, c, False, threads, True)
+    cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
+    cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
+    start_backward(&job, dx, dy, residual, "residual", mask, typenum)
+    check_activation(activation)
+    job.activation = activation
+    if g is not None:
+        check_out(g, "g", job.size, typenum)
+        job.plan.g = <char *>cnp.PyArray_DATA(g)
+    job.plan.fused = &fused_cols_f32
+    if job.storage == F64:
+        job.plan.fused = &fused_cols_f64
+    elif job.storage == F16:
+        job.plan.fused = &fused_cols_f16
+    elif job.storage == BF16:
+        job.plan.fused = &fused_cols_bf16
+    allocate(&job, weight, bias, threads * job.plan.table_size)
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)

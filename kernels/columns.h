@@ -21,10 +21,15 @@ typedef struct {
 typedef struct {
     const void *packed; /* COEFFICIENTS arrays of the type computed in */
     ptrdiff_t pitch;
-    /* NULL, or the channels themselves if not all are plain: column j is channel j % period. */
+    /* NULL, or the channels themselves if not all are plain: column j is channel
+       (first + j) % period. */
     const Channel *channels;
-    ptrdiff_t period;
+    ptrdiff_t period, first;
 } Coefficients;
+
+INLINE const Channel *channel_of(const Coefficients *columns, ptrdiff_t j) {
+    return columns->channels + (columns->first + j) % columns->period;
+}
 
 typedef struct {
     ptrdiff_t itemsize; /* of what is computed in */
@@ -73,6 +78,9 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
 #include "columns.h"
 #undef SUFFIX
 #define SUFFIX bf16
+#include "columns.h"
+#undef SUFFIX
+#define SUFFIX w32
 #include "columns.h"
 #undef SUFFIX
 #undef HALF
@@ -172,7 +180,7 @@ KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
     if (columns->channels != NULL) {
         for (ptrdiff_t r = 0; r < block->rows; r++, x += block->cols, y += block->cols)
             for (ptrdiff_t j = 0; j < block->cols; j++) {
-                const Channel *channel = columns->channels + j % columns->period;
+                const Channel *channel = channel_of(columns, j);
                 NAME(put)(y + j, channel->kind == PLAIN_CHANNEL
                                      ? VALUE(GET, *, j)
                                      : (REAL)norm_of(channel, GET(x + j)));
@@ -204,7 +212,7 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
     if (columns->channels != NULL) {
         for (ptrdiff_t r = 0; r < block->rows; r++) {
             for (ptrdiff_t j = 0; j < block->cols; j++) {
-                const Channel *channel = columns->channels + j % columns->period;
+                const Channel *channel = channel_of(columns, j);
                 NAME(put)(dx + j, channel->kind == PLAIN_CHANNEL
                                       ? VALUE(GET, *, j)
                                       : (REAL)grad_of(channel, GET(dy + j), GET(x + j)));
@@ -231,8 +239,8 @@ INLINE VEC NAME(before_activation_at)(const STORE *x, const STORE *residual, ptr
     const REAL *hi = columns->packed, *lo = hi + LO * columns->pitch;
     const REAL *scale = hi + SCALE * columns->pitch, *bias = hi + BIAS * columns->pitch;
     VEC z = {NORM(GET, *, j)};
-    if (columns->channels != NULL && columns->channels[j % columns->period].kind != PLAIN_CHANNEL)
-        z[0] = (REAL)norm_of(columns->channels + j % columns->period, GET(x + j));
+    if (columns->channels != NULL && channel_of(columns, j)->kind != PLAIN_CHANNEL)
+        z[0] = (REAL)norm_of(channel_of(columns, j), GET(x + j));
     if (residual != NULL)
         z[0] += GET(residual + j);
     return z;

@@ -198,3 +198,14 @@ INLINE vec_f64 widen_bf16(const store_t_bf16 *p) {
     return v;
 #endif
 }
+
+/* w32: halves that were widened to floats, and floats that will be rounded to halves. Loops over
+   them are those of halves, that is, they add as floats. */
+typedef float store_t_w32;
+typedef vec_f32 vec_w32;
+INLINE vec_f32 load_w32(const float *p) { return load_f32(p); }
+INLINE void store_w32(float *p, vec_f32 v) { store_f32(p, v); }
+INLINE void stream_w32(float *p, vec_f32 v) { stream_f32(p, v); }
+INLINE float get_w32(const float *p) { return *p; }
+INLINE void put_w32(float *p, float value) { *p = value; }
+INLINE vec_f64 widen_w32(const float *p) { return widen_f32(p); }

@@ -184,6 +184,24 @@ cdef int run_called(Job *job, bint reduce, const Call *call) except -1:
     return 0
 
 
+cdef int activation_backward_job(
+    Job *job, cnp.ndarray dweight, cnp.ndarray dbias, cnp.ndarray g, cnp.ndarray x,
+    object residual, cnp.ndarray mean, cnp.ndarray rstd, object weight, object bias,
+    Py_ssize_t all_of, int activation, bint training,
+) except -1:
+    backward_job(job, dweight, dbias, mean, rstd, weight, all_of, training)
+    check_activation(activation)
+    job.bias = parameter(bias, "bias", job.parameters)
+    job.activation = activation
+    job.residual = optional_input(residual, "residual", job.size, cnp.PyArray_TYPE(x))
+    if g is not None:
+        check_out(g, "g", job.size, cnp.PyArray_TYPE(x))
+        job.g = <char *>cnp.PyArray_DATA(g)
+    job.before = <Channel *>scratch(max(1, job.cells) * sizeof(Channel) // sizeof(double))
+    settle_before(job)
+    return 0
+
+
 # The GIL is let go only where the work is worth it ---------------------------------------------
 
 

@@ -103,21 +103,24 @@ cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
 
 cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     # False if there is no memory; nothing has been written then.
-    cdef Py_ssize_t totals, packed
+    cdef Py_ssize_t totals, packed, tables
     totals = plan.b * plan.units * job.width * plan.wide if reduce else 0
     packed = plan.b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
     packed = packed // <Py_ssize_t>sizeof(double) + 17
+    tables = packed if job.before == NULL else 2 * packed
     plan.shift = scratch(
-        plan.b * plan.wide + totals + packed
-        + 2 * plan.b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
+        plan.b * plan.wide + totals + tables
+        + 3 * plan.b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
     if plan.shift == NULL:
         return False
     plan.totals = plan.shift + plan.b * plan.wide
     # As far from a cache line as the output: where one is aligned, so is the other.
     plan.packed = <char *>(plan.totals + totals)
     plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
-    plan.bad = <unsigned char *>(plan.totals + totals + packed)
+    plan.before = <char *>(plan.totals + totals + packed)
+    plan.bad = <unsigned char *>(plan.totals + totals + tables)
     plan.uneven = plan.bad + plan.b * plan.pieces
+    plan.uneven_before = plan.uneven + plan.b * plan.pieces
     run(job, plan, reduce, threads)
     PyMem_RawFree(plan.shift)
     return True

@@ -129,6 +129,25 @@ def backward(
         PyMem_RawFree(job)
 
 
+def activation_backward(
+    cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
+    cnp.ndarray g, cnp.ndarray dy not None, cnp.ndarray x not None, object residual, object mask,
+    cnp.ndarray mean not None, cnp.ndarray rstd not None, object weight, object bias,
+    int activation, bint training,
+    Py_ssize_t b, Py_ssize_t m, Py_ssize_t c, int threads,
+):
+    """As backward of g = dy * activation'(norm(x) + residual), which goes to g if there is one."""
+    cdef Job *job = new_job("dx", dx, x, dy, b * c, cnp.PyArray_SIZE(mean), product(b, m, c))
+    try:
+        activation_backward_job(
+            job, dweight, dbias, g, x, residual, mean, rstd, weight, bias, c, activation, training)
+        launch(job, True, mask, b, m, c, threads)
+        give_parameter_grads(job)
+    finally:
+        PyMem_RawFree(job.before)
+        PyMem_RawFree(job)
+
+
 include "nc_pointers.pxi"
 
 

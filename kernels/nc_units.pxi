@@ -1,7 +1,7 @@
 # What is done to one part of an array of family nc in Cython: to a unit of rows, to a piece of
 # columns. Who does which part when is in nc.pxi; columns.h holds the arithmetic on a block of rows.
 
-cdef extern from "columns.h" nogil:
+cdef extern from "column_fused_grads.h" nogil:
     enum: COEFFICIENTS
     enum: WRAP
     ctypedef struct Block:
@@ -10,7 +10,7 @@ cdef extern from "columns.h" nogil:
         const void *packed
         Py_ssize_t pitch
         const Channel *channels
-        Py_ssize_t period
+        Py_ssize_t period, first
     ctypedef struct Columns:
         Py_ssize_t itemsize
         void (*first_shifts)(
@@ -39,6 +39,20 @@ cdef extern from "columns.h" nogil:
             void *g, const void *dy, const void *x, const void *residual, const Block *block,
             const Coefficients *columns, int activation, int stream) noexcept nogil
     const Columns columns_f32, columns_f64, columns_f16, columns_bf16
+    ctypedef struct ColumnSlope:
+        const void *dy
+        const void *x
+        const void *residual
+        Coefficients before
+        int activation
+    ctypedef struct FusedColumns:
+        void (*sums)(
+            double *sum, double *product, double *rest, const ColumnSlope *at, const Block *block,
+            const double *mean) noexcept nogil
+        void (*grads)(
+            void *dx, void *g, const ColumnSlope *at, const Block *block,
+            const Coefficients *columns, int constant, int stream) noexcept nogil
+    const FusedColumns fused_columns_f32, fused_columns_f64, fused_columns_f16, fused_columns_bf16
 
 cdef Py_ssize_t UNIT_BLOCK = _schedule.UNIT_BLOCK
 cdef Py_ssize_t UNIT_BLOCK_LEAST = _schedule.UNIT_BLOCK_LEAST
@@ -53,6 +67,7 @@ cdef Py_ssize_t PIECE = 64
 cdef struct Plan:
     # The sizes and how they are cut: by sizes alone, never by the number of threads.
     const Columns *columns
+    const FusedColumns *fused
     Py_ssize_t b, m, c
     Py_ssize_t fold        # rows that are read as one
     Py_ssize_t wide        # columns of such a row: fold * c
@@ -64,9 +79,11 @@ cdef struct Plan:
     double *shift          # (b, wide): the channel's shift under every column
     double *totals         # (b, units, width, wide): sums of every unit
     char *packed           # (COEFFICIENTS, b, wide + WRAP) in the type computed in
-    # (b, pieces): is a shift bad; is a channel not plain
+    char *before           # the same of what an activation was applied to
+    # (b, pieces): is a shift bad; is a channel not plain, as it is and before the activation
     unsigned char *bad
     unsigned char *uneven
+    unsigned char *uneven_before
 
 
 cdef void make_plan(
@@ -74,12 +91,16 @@ cdef void make_plan(
 ) noexcept nogil:
     cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
     plan.columns = &columns_f32
+    plan.fused = &fused_columns_f32
     if job.storage == F64:
         plan.columns = &columns_f64
+        plan.fused = &fused_columns_f64
     elif job.storage == F16:
         plan.columns = &columns_f16
+        plan.fused = &fused_columns_f16
     elif job.storage == BF16:
         plan.columns = &columns_bf16
+        plan.fused = &fused_columns_bf16
     plan.b, plan.m, plan.c = b, m, c
     # A mask drops single rows.
     plan.fold = 1 if job.mask != NULL else max(1, min(m, fold_of(c, 64 // job.itemsize)))
@@ -131,9 +152,43 @@ cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
     return part
 
 
+cdef Coefficients coefficients_of(
+    Job *job, Plan *plan, Py_ssize_t b, char *packed, const unsigned char *uneven,
+    const Channel *channels
+) noexcept nogil:
+    # Of one b.
+    cdef Coefficients by
+    by.pitch = plan.b * (plan.wide + WRAP)
+    by.period = plan.c
+    by.first = 0
+    by.packed = packed + b * (plan.wide + WRAP) * plan.columns.itemsize
+    by.channels = NULL
+    if any_of(uneven + b * plan.pieces, plan.pieces):
+        by.channels = channels + b * plan.c
+    return by
+
+
+cdef ColumnSlope slope_at(Job *job, Plan *plan, const Part *part) noexcept nogil:
+    cdef ColumnSlope slope
+    cdef Py_ssize_t at = part.at * job.itemsize
+    slope.dy = job.dy + at
+    slope.x = job.x + at
+    slope.residual = residual_at(job, at)
+    slope.before = coefficients_of(
+        job, plan, part.column // plan.wide, plan.before, plan.uneven_before, job.before)
+    slope.activation = job.activation
+    return slope
+
+
 cdef void part_sums(Job *job, Plan *plan, const Part *part, double *totals) noexcept nogil:
     cdef Py_ssize_t at = part.at * job.itemsize
-    if job.gradient_sums:
+    cdef ColumnSlope slope
+    if job.before != NULL:
+        slope = slope_at(job, plan, part)
+        plan.fused.sums(
+            totals, totals + plan.wide, totals + 2 * plan.wide, &slope, &part.block,
+            plan.shift + part.column)
+    elif job.gradient_sums:
         plan.columns.grad_sums(
             totals, totals + plan.wide, totals + 2 * plan.wide, job.dy + at, job.x + at,
             &part.block, plan.shift + part.column)
@@ -147,7 +202,13 @@ cdef void part_elementwise(
 ) noexcept nogil:
     cdef Py_ssize_t at = part.at * job.itemsize
     cdef char *out = job.out + at
-    if job.kind == NORMALIZE:
+    cdef ColumnSlope slope
+    if job.before != NULL:
+        slope = slope_at(job, plan, part)
+        plan.fused.grads(
+            out, NULL if job.g == NULL else job.g + at, &slope, &part.block, by,
+            job.kind == SCALE, job.stream)
+    elif job.kind == NORMALIZE:
         plan.columns.apply(out, job.x + at, &part.block, by, job.stream)
     elif job.kind == GRADIENT:
         plan.columns.apply_grads(out, job.dy + at, job.x + at, &part.block, by, job.stream)
@@ -191,16 +252,10 @@ cdef void unit_sums(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
 
 
 cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    cdef Coefficients by
+    cdef Coefficients by = coefficients_of(
+        job, plan, item // plan.units, plan.packed, plan.uneven, job.channels)
     cdef Part part, kept
-    cdef Py_ssize_t b = item // plan.units
     cdef int rest
-    by.pitch = plan.b * (plan.wide + WRAP)
-    by.period = plan.c
-    by.packed = plan.packed + b * (plan.wide + WRAP) * plan.columns.itemsize
-    by.channels = NULL
-    if any_of(plan.uneven + b * plan.pieces, plan.pieces):
-        by.channels = job.channels + b * plan.c
     for rest in range(2):
         part = part_of(plan, item, rest)
         if job.mask == NULL or not job.gradient_sums:
@@ -210,9 +265,7 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
             if kept_rows(job, plan, &part, &kept):
                 part_elementwise(job, plan, &kept, &by)
             else:
-                memset(
-                    job.out + kept.at * job.itemsize, 0,
-                    kept.block.rows * plan.c * job.itemsize)
+                no_gradient(job, kept.at, kept.block.rows * plan.c)
 
 
 cdef struct Piece:
@@ -246,6 +299,9 @@ cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
                 &block, piece.first, piece.last)
         for i in range(piece.statistic, piece.statistic_end):
             share_shift(job, i, 0.0 if job.mask != NULL else job.shift[i * job.merged])
+    if job.before != NULL:
+        piece_pack(
+            plan, &piece, job.before + piece.b * plan.c, plan.before, plan.uneven_before + item, 0)
     piece_spread(job, plan, item)
 
 
@@ -299,20 +355,29 @@ cdef void piece_last_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogi
 cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The statistics of a piece of channels, and their coefficients as the vector loops want them.
     cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t j, row = plan.wide + WRAP, pitch = plan.b * row, before = 0
-    cdef Channel *channels = job.channels + piece.b * plan.c
     job.settle(job, piece.statistic, piece.statistic_end)
     plan.uneven[item] = False
-    if job.kind == NOTHING:
-        return
+    if job.kind != NOTHING:
+        piece_pack(
+            plan, &piece, job.channels + piece.b * plan.c, plan.packed, plan.uneven + item,
+            job.kind == GRADIENT)
+
+
+cdef void piece_pack(
+    Plan *plan, const Piece *piece, const Channel *channels, char *packed, unsigned char *uneven,
+    bint gradient
+) noexcept nogil:
+    # `channels` of one b.
+    cdef Py_ssize_t j, lap = 0, row = plan.wide + WRAP, pitch = plan.b * row
+    uneven[0] = False
     for j in range(piece.first, piece.last):
         if channels[j].kind != PLAIN_CHANNEL:
-            plan.uneven[item] = True
-    while before + piece.first < row:
+            uneven[0] = True
+    while lap + piece.first < row:
         plan.columns.pack(
-            plan.packed, pitch, piece.b * row + before + piece.first, channels + piece.first,
-            min(piece.last, row - before) - piece.first, job.kind == GRADIENT)
-        before += plan.c
+            packed, pitch, piece.b * row + lap + piece.first, channels + piece.first,
+            min(piece.last, row - lap) - piece.first, gradient)
+        lap += plan.c
 
 
 cdef int give_mask(

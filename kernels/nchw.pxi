@@ -18,40 +18,48 @@ from openmp cimport omp_get_num_threads
 
 include "nchw_units.pxi"
 
+# A thread, or a team, keeps a block's gradient before the activation up to this size; beyond, it is computed
+# anew where it is wanted again.
+cdef Py_ssize_t KEPT_BYTES = 1 << 22
+
 # By channel ------------------------------------------------------------------------------------
 
 
-cdef void block_sums(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void block_sums(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
     cdef double part[3 * MAX_STRIP]
     cdef Py_ssize_t unit, begin, end
     begin = first
     while begin < last:
         end = min(last, begin + plan.strip)
         for unit in range(plan.units):
-            unit_sums(job, plan, begin, end, unit, part)
+            unit_sums(job, plan, begin, end, unit, part, kept)
             add_parts(job, begin, end, part, unit == 0)
         begin = end
 
 
-cdef void one_block(Job *job, Plan *plan, Py_ssize_t block) noexcept nogil:
+cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, char *kept) noexcept nogil:
     cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
     cdef Py_ssize_t unit
     cdef int sweep
     first_shifts(job, plan, first, last)
     for sweep in range(2):
-        block_sums(job, plan, first, last)
+        block_sums(job, plan, first, last, kept)
         if sweep == 1 or not bad_shifts(job, first, last):
             break
     job.settle(job, first // job.merged, last // job.merged)
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
-            unit_elementwise(job, plan, first, last, unit)
+            unit_elementwise(job, plan, first, last, unit, kept)
 
 
-cdef void block_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void block_share(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
     cdef Py_ssize_t block
     for block in range(first, last):
-        one_block(job, plan, block)
+        one_block(job, plan, block, kept)
     if job.stream:
         stream_fence()
 
@@ -72,7 +80,7 @@ cdef void team_block(
             begin = first + item % strips * plan.strip
             unit_sums(
                 job, plan, begin, min(last, begin + plan.strip), item // strips,
-                parts + item * 3 * MAX_STRIP)
+                parts + item * 3 * MAX_STRIP, plan.kept)
         team_barrier()
         if t == 0:
             for item in range(items):
@@ -88,7 +96,7 @@ cdef void team_block(
             break
     for item in range(end - 1, own - 1, -1):
         begin = first + item % strips * plan.strip
-        unit_elementwise(job, plan, begin, min(last, begin + plan.strip), item // strips)
+        unit_elementwise(job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept)
 
 
 cdef void team_share(Job *job, Plan *plan, double *parts, int t, int team) noexcept nogil:
@@ -118,7 +126,7 @@ cdef void all_sums(Job *job, Plan *plan, double *parts, int threads) noexcept no
             unit_sums(
                 job, plan, item % plan.strips * plan.strip,
                 strip_end(plan, item % plan.strips), item // plan.strips,
-                parts + item * 3 * MAX_STRIP)
+                parts + item * 3 * MAX_STRIP, NULL)
         for unit in range(plan.units):
             for strip in range(plan.strips):
                 add_parts(
@@ -136,7 +144,7 @@ cdef void elementwise_share(
     for item in range(last - 1, first - 1, -1):
         strip = item % plan.strips
         unit_elementwise(
-            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips)
+            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL)
     if job.stream:
         stream_fence()
 
@@ -158,7 +166,8 @@ cdef void run_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noe
     cdef Py_ssize_t channel = run % plan.c, item, start
     for item in range(first, last):
         start = segment * SEGMENT
-        run_elementwise(job, plan, channel, run * plan.s + start, min(SEGMENT, plan.s - start))
+        run_elementwise(
+            job, plan, NULL, channel, run * plan.s + start, min(SEGMENT, plan.s - start))
         segment += 1
         if segment == plan.segments:
             segment = 0
@@ -207,13 +216,14 @@ cdef void run_sums_first(
     cdef Py_ssize_t blocks = plan.blocks
     cdef int t
     if threads == 1:
-        block_share(job, plan, 0, blocks)
+        block_share(job, plan, 0, blocks, plan.kept)
     elif schedule == TOGETHER:
         with parallel(num_threads=threads):
             team_share(job, plan, parts, threadid(), omp_get_num_threads())
     elif schedule == BY_CHANNEL:
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            block_share(job, plan, blocks * t // threads, blocks * (t + 1) // threads)
+            block_share(
+                job, plan, blocks * t // threads, blocks * (t + 1) // threads, kept_of(plan, t))
     else:
         all_sums(job, plan, parts, threads)
         job.settle(job, 0, job.statistics)
@@ -232,8 +242,13 @@ cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil
         parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
         if parts == NULL:
             return False
+    if job.before != NULL and schedule != BY_UNIT and plan.kept_size <= KEPT_BYTES:
+        plan.kept = <char *>scratch(
+            (threads if schedule == BY_CHANNEL else 1) * plan.kept_size
+            // <Py_ssize_t>sizeof(double))
     run_sums_first(job, plan, schedule, parts, threads)
     PyMem_RawFree(parts)
+    PyMem_RawFree(plan.kept)
     return True
 
 

@@ -129,6 +129,25 @@ def backward(
         PyMem_RawFree(job)
 
 
+def activation_backward(
+    cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
+    cnp.ndarray g, cnp.ndarray dy not None, cnp.ndarray x not None, object residual, object mask,
+    cnp.ndarray mean not None, cnp.ndarray rstd not None, object weight, object bias,
+    int activation, bint training,
+    Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads,
+):
+    """As backward of g = dy * activation'(norm(x) + residual), which goes to g if there is one."""
+    cdef Job *job = new_job("dx", dx, x, dy, c, cnp.PyArray_SIZE(mean), product(n, c, s))
+    try:
+        activation_backward_job(
+            job, dweight, dbias, g, x, residual, mean, rstd, weight, bias, c, activation, training)
+        launch(job, True, mask, n, c, s, threads)
+        give_parameter_grads(job)
+    finally:
+        PyMem_RawFree(job.before)
+        PyMem_RawFree(job)
+
+
 include "nchw_pointers.pxi"
 
 

@@ -1,7 +1,7 @@
 # What is done to one part of an array of family nchw in Cython: to a unit of a few channels. Who
 # does which part when is in nchw.pxi; the arithmetic on one run is in runs.h.
 
-cdef extern from "runs.h" nogil:
+cdef extern from "run_fused_grads.h" nogil:
     ctypedef struct Runs:
         double (*first_shift)(
             const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
@@ -24,6 +24,21 @@ cdef extern from "runs.h" nogil:
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
             const Channel *channel, int activation, int stream) noexcept nogil
     const Runs runs_f32, runs_f64, runs_f16, runs_bf16
+    ctypedef struct RunSlope:
+        const void *dy
+        const void *x
+        const void *residual
+        const Channel *before
+        int activation
+    ctypedef struct FusedRuns:
+        Py_ssize_t computed
+        void (*sums)(
+            double *lanes, void *kept, const RunSlope *at, Py_ssize_t len, double mean
+        ) noexcept nogil
+        void (*grads)(
+            void *dx, void *g, const void *kept, const RunSlope *at, Py_ssize_t len,
+            const Channel *channel, int constant, int stream) noexcept nogil
+    const FusedRuns fused_runs_f32, fused_runs_f64, fused_runs_f16, fused_runs_bf16
 
 # Channels whose lanes lie on a thread's stack together.
 cdef enum:
@@ -38,6 +53,7 @@ cdef Py_ssize_t STREAM_RUN_BYTES = 1024
 cdef struct Plan:
     # The sizes and how they are cut: by sizes alone, never by the number of threads.
     const Runs *runs
+    const FusedRuns *fused
     Py_ssize_t n, c, s
     Py_ssize_t group         # planes of one unit (small planes)
     Py_ssize_t segments      # units of one plane (large planes)
@@ -48,18 +64,24 @@ cdef struct Plan:
     Py_ssize_t blocks
     bint again               # a team sums its block once more
     Py_ssize_t mask_channels # that share a row of the mask; 0: every plane has its row
+    Py_ssize_t kept_size     # bytes of a block's gradient before the activation
+    char *kept               # (threads or 1, kept_size), or NULL
 
 
 cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t run = max(1, s * job.itemsize)
     plan.runs = &runs_f32
+    plan.fused = &fused_runs_f32
     if job.storage == F64:
         plan.runs = &runs_f64
+        plan.fused = &fused_runs_f64
     elif job.storage == F16:
         plan.runs = &runs_f16
+        plan.fused = &fused_runs_f16
     elif job.storage == BF16:
         plan.runs = &runs_bf16
+        plan.fused = &fused_runs_bf16
     plan.n = n
     plan.c = c
     plan.s = s
@@ -72,6 +94,8 @@ cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept
     plan.blocks = (c + plan.block - 1) // plan.block
     plan.again = False
     plan.mask_channels = 0
+    plan.kept_size = (n * plan.block * s * plan.fused.computed + 127) // 64 * 64
+    plan.kept = NULL
     job.stream = job.stream and run >= STREAM_RUN_BYTES
     return plan
 
@@ -109,23 +133,64 @@ cdef inline Py_ssize_t to_next_run(
     return (1 - plane * plan.c) * plan.s - bounds.start
 
 
-cdef inline void run_sums(
-    Job *job, Plan *plan, double *lanes, Py_ssize_t at, Py_ssize_t len, double shift,
-    Py_ssize_t next
+cdef inline char *kept_at(
+    Plan *plan, char *kept, Py_ssize_t plane, Py_ssize_t channel, Py_ssize_t start
 ) noexcept nogil:
+    # Where element `start` of a plane of a channel is in what is kept of its block.
+    cdef Py_ssize_t first = channel // plan.block * plan.block
+    cdef Py_ssize_t channels = min(plan.block, plan.c - first)
+    if kept == NULL:
+        return NULL
+    return kept + (
+        (plane * channels + channel - first) * plan.s + start) * plan.fused.computed
+
+
+cdef inline char *kept_of(Plan *plan, int thread) noexcept nogil:
+    return NULL if plan.kept == NULL else plan.kept + thread * plan.kept_size
+
+
+cdef inline char *kept_after(Plan *plan, char *kept, Py_ssize_t i) noexcept nogil:
+    return NULL if kept == NULL else kept + i * plan.fused.computed
+
+
+cdef inline RunSlope slope_at(Job *job, Py_ssize_t channel, Py_ssize_t at) noexcept nogil:
+    cdef RunSlope slope
+    slope.dy = job.dy + at
+    slope.x = job.x + at
+    slope.residual = residual_at(job, at)
+    slope.before = job.before + channel
+    slope.activation = job.activation
+    return slope
+
+
+cdef inline void run_sums(
+    Job *job, Plan *plan, double *lanes, char *kept, Py_ssize_t channel, Py_ssize_t at,
+    Py_ssize_t len, Py_ssize_t next
+) noexcept nogil:
+    cdef double shift = job.shift[channel]
+    cdef RunSlope slope
     at *= job.itemsize
-    if job.gradient_sums:
+    if job.before != NULL:
+        slope = slope_at(job, channel, at)
+        plan.fused.sums(lanes, kept, &slope, len, shift)
+    elif job.gradient_sums:
         plan.runs.grad_sums(lanes, job.dy + at, job.x + at, len, shift, next)
     else:
         plan.runs.sums(lanes, job.x + at, len, shift, next)
 
 
 cdef inline void run_elementwise(
-    Job *job, Plan *plan, Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len
+    Job *job, Plan *plan, char *kept, Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len
 ) noexcept nogil:
     cdef const Channel *by = job.channels + channel
+    cdef RunSlope slope
     at *= job.itemsize
-    if job.kind == NORMALIZE:
+    if job.before != NULL:
+        slope = slope_at(job, channel, at)
+        plan.fused.grads(
+            job.out + at, NULL if job.g == NULL else job.g + at, kept, &slope, len, by,
+            job.kind == SCALE, job.stream)
+    elif job.kind == NORMALIZE:
         plan.runs.apply(job.out + at, job.x + at, len, by, job.stream)
     elif job.kind == GRADIENT:
         plan.runs.apply_grads(job.out + at, job.dy + at, job.x + at, len, by, job.stream)
@@ -150,71 +215,78 @@ cdef inline const unsigned char *mask_of(
 
 
 cdef void masked_sums(
-    Job *job, Plan *plan, double *lanes, const unsigned char *mask, Py_ssize_t at, Py_ssize_t len,
-    double shift
+    Job *job, Plan *plan, double *lanes, char *kept, const unsigned char *mask,
+    Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len
 ) noexcept nogil:
     # Over the runs of kept elements.
     cdef Py_ssize_t i = 0, end
     while i < len:
         end = mask_run(mask, i, len)
         if mask[i]:
-            run_sums(job, plan, lanes, at + i, end - i, shift, end - i)
+            run_sums(
+                job, plan, lanes, kept_after(plan, kept, i), channel, at + i, end - i, end - i)
         i = end
 
 
 cdef void masked_elementwise(
-    Job *job, Plan *plan, const unsigned char *mask, Py_ssize_t channel, Py_ssize_t at,
-    Py_ssize_t len
+    Job *job, Plan *plan, char *kept, const unsigned char *mask, Py_ssize_t channel,
+    Py_ssize_t at, Py_ssize_t len
 ) noexcept nogil:
     cdef Py_ssize_t i = 0, end
     while i < len:
         end = mask_run(mask, i, len)
         if mask[i]:
-            run_elementwise(job, plan, channel, at + i, end - i)
+            run_elementwise(job, plan, kept_after(plan, kept, i), channel, at + i, end - i)
         else:
-            memset(job.out + (at + i) * job.itemsize, 0, (end - i) * job.itemsize)
+            no_gradient(job, at + i, end - i)
         i = end
 
 
 cdef void unit_sums(
-    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, double *part
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, double *part,
+    char *kept
 ) noexcept nogil:
     # part[k * MAX_STRIP + i]: sum k of this unit of the channel first + i.
     cdef double lanes[MAX_STRIP][3 * LANES]
     cdef Bounds bounds = bounds_of(plan, unit)
     cdef Py_ssize_t plane, i, k, at, next, channels = last - first
+    cdef char *kept_run
     for i in range(channels):
         for k in range(job.width * LANES):
             lanes[i][k] = 0.0
     for plane in range(bounds.plane, bounds.plane_end):
         for i in range(channels):
             at = (plane * plan.c + first + i) * plan.s + bounds.start
+            kept_run = kept_at(plan, kept, plane, first + i, bounds.start)
             if job.mask == NULL:
                 next = to_next_run(plan, &bounds, plane, i, channels)
-                run_sums(job, plan, lanes[i], at, bounds.len, job.shift[first + i], next)
+                run_sums(job, plan, lanes[i], kept_run, first + i, at, bounds.len, next)
             else:
                 masked_sums(
-                    job, plan, lanes[i], mask_of(job, plan, plane, first + i) + bounds.start, at,
-                    bounds.len, job.shift[first + i])
+                    job, plan, lanes[i], kept_run,
+                    mask_of(job, plan, plane, first + i) + bounds.start, first + i, at, bounds.len)
     for i in range(channels):
         for k in range(job.width):
             part[k * MAX_STRIP + i] = lane_sum(lanes[i] + k * LANES)
 
 
 cdef void unit_elementwise(
-    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, char *kept
 ) noexcept nogil:
     cdef Bounds bounds = bounds_of(plan, unit)
     cdef Py_ssize_t plane, i, at
+    cdef char *kept_run
     cdef bint masked = job.mask != NULL and job.gradient_sums
     for plane in range(bounds.plane, bounds.plane_end):
         for i in range(first, last):
             at = (plane * plan.c + i) * plan.s + bounds.start
+            kept_run = kept_at(plan, kept, plane, i, bounds.start)
             if masked:
                 masked_elementwise(
-                    job, plan, mask_of(job, plan, plane, i) + bounds.start, i, at, bounds.len)
+                    job, plan, kept_run, mask_of(job, plan, plane, i) + bounds.start, i, at,
+                    bounds.len)
             else:
-                run_elementwise(job, plan, i, at, bounds.len)
+                run_elementwise(job, plan, kept_run, i, at, bounds.len)
 
 
 cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

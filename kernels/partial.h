@@ -59,4 +59,7 @@ PARTIAL(f64, vec_f64, DOUBLES)
 
 #endif
 
+INLINE vec_f32 load_some_w32(const float *p, ptrdiff_t k) { return load_some_f32(p, k); }
+INLINE void store_some_w32(float *p, vec_f32 v, ptrdiff_t k) { store_some_f32(p, v, k); }
+
 #endif

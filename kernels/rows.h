@@ -69,6 +69,9 @@ typedef struct {
 #define SUFFIX bf16
 #include "rows.h"
 #undef SUFFIX
+#define SUFFIX w32
+#include "rows.h"
+#undef SUFFIX
 #undef HALF
 #undef COMPUTED
 #undef REAL

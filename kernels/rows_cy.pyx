@@ -14,7 +14,7 @@ RMS norm is mean=None: the shift and every mean are 0.
 
 from cython.parallel cimport prange
 
-cdef extern from "rows.h" nogil:
+cdef extern from "row_fused_grads.h" nogil:
     enum: TOGETHER
     ctypedef struct RowGrads:
         char *dx
@@ -44,9 +44,18 @@ cdef extern from "rows.h" nogil:
             void *total, void *copy, const void *x, const void *addend, Py_ssize_t len, int stream
         ) noexcept nogil
     const Rows rows_f32, rows_f64, rows_f16, rows_bf16
+    ctypedef struct FusedRows:
+        const Rows *rows
+        void (*slopes)(
+            void *g, void *wide, const void *dy, const void *x, const void *residual,
+            Py_ssize_t len, const Norm *row, const Affine *affine, int activation) noexcept nogil
+        void (*round)(void *to, const void *from_, Py_ssize_t len, int stream) noexcept nogil
+    const FusedRows fused_rows_f32, fused_rows_f64, fused_rows_f16, fused_rows_bf16
 
 cdef enum:
     RUNS = 16
+# Rows that do not fit are taken together by fewer than TOGETHER in a backward through an activation.
+cdef Py_ssize_t BUFFER_BYTES = 1 << 20
 
 
 cdef struct Plan:
@@ -57,6 +66,14 @@ cdef struct Plan:
     Py_ssize_t unit              # rows of one unit
     char *copies                 # (threads, 2, row): totals of the rows in work
     Py_ssize_t copy_size
+    # activation_backward: NULL elsewhere
+    const FusedRows *fused
+    char *g                      # its last output, or NULL
+    Py_ssize_t together          # rows that are taken together
+    Py_ssize_t buffer_pitch      # elements from one row in a buffer to the next
+    char *buffers                # (threads, 2, together, buffer_pitch) in the type computed in
+                                 # of x and of g, and room behind them for TOGETHER rows
+    Py_ssize_t buffer_size       # bytes of a thread's
 
 
 include "layers.pxi"
@@ -117,26 +134,6 @@ cdef void statistics(Job *job, Py_ssize_t i, const char *x, Norm *row) noexcept 
     settle_forward(job, i, row, shift, sums[0], sums[1], count)
 
 
-cdef inline const void *weight_at(Job *job, Py_ssize_t j) noexcept nogil:
-    # As the sums want it: in float32 for halves, else in float64.
-    if job.itemsize == 2:
-        return <const char *>job.affine.weight + j * job.plan.rows.computed
-    return job.weight + j
-
-
-cdef void gradient_statistics(Job *job, Py_ssize_t i, Norm *row) noexcept nogil:
-    cdef Py_ssize_t start = 0, end = 0, at, count = 0
-    cdef double sums[3]
-    cdef double mean = 0.0 if job.mean == NULL else origin_of(job, job.mean[i])
-    sums[0] = sums[1] = sums[2] = 0.0
-    while next_run(job, i, &start, &end):
-        at = (i * job.m + start) * job.itemsize
-        job.plan.rows.grad_sums(
-            sums, job.dy + at, job.x + at, weight_at(job, start), end - start, mean)
-        count += end - start
-    settle_backward(job, i, row, sums[0], sums[1], sums[2], <double>count)
-
-
 # What one thread does --------------------------------------------------------------------------
 
 
@@ -191,78 +188,7 @@ cdef void activation_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t las
         stream_fence()
 
 
-cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Py_ssize_t unit, i, end
-    cdef double *part
-    for unit in range(first, last):
-        part = job.parts + unit * 2 * job.pitch
-        memset(part, 0, 2 * job.pitch * sizeof(double))
-        i = unit * job.plan.unit
-        end = min(job.plan.r, i + job.plan.unit)
-        while i < end:
-            if job.mask == NULL:
-                together_backward(job, i, min(<Py_ssize_t>TOGETHER, end - i), part)
-                i += TOGETHER
-            else:
-                masked_backward(job, i, part)
-                i += 1
-    if job.stream:
-        stream_fence()
-
-
-cdef inline RowGrads grads_at(
-    Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t len, double *part
-) noexcept nogil:
-    # From element `start` of row i on.
-    cdef RowGrads grads
-    cdef Py_ssize_t at = (i * job.m + start) * job.itemsize
-    grads.dx = job.out + at
-    grads.dy = job.dy + at
-    grads.x = job.x + at
-    grads.addend = added_at(job, at)
-    grads.weight = <const char *>job.affine.weight + start * job.plan.rows.computed
-    grads.dweight = part + start
-    grads.dbias = part + job.pitch + start
-    grads.rows = 1
-    grads.len = len
-    grads.pitch = job.m
-    grads.stream = job.stream
-    return grads
-
-
-cdef void together_backward(
-    Job *job, Py_ssize_t i, Py_ssize_t rows, double *part
-) noexcept nogil:
-    cdef Norm row[TOGETHER]
-    cdef RowGrads grads = grads_at(job, i, 0, job.m, part)
-    cdef Py_ssize_t k
-    for k in range(rows):
-        gradient_statistics(job, i + k, row + k)
-    grads.rows = rows
-    job.plan.rows.grads(&grads, row)
-
-
-cdef void masked_backward(Job *job, Py_ssize_t i, double *part) noexcept nogil:
-    # Run by run; dx of the elements between is addend or 0.
-    cdef Norm row
-    cdef RowGrads grads
-    cdef Py_ssize_t start = 0, end = 0, before = 0
-    gradient_statistics(job, i, &row)
-    while next_run(job, i, &start, &end):
-        no_gradient(job, i, before, start)
-        grads = grads_at(job, i, start, end - start, part)
-        job.plan.rows.grads(&grads, &row)
-        before = end
-    no_gradient(job, i, before, job.m)
-
-
-cdef void no_gradient(Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    cdef Py_ssize_t at = (i * job.m + start) * job.itemsize
-    cdef Py_ssize_t size = (end - start) * job.itemsize
-    if job.added == NULL:
-        memset(job.out + at, 0, size)
-    elif job.out != job.added:
-        memcpy(job.out + at, job.added + at, size)
+include "rows_backward.pxi"
 
 
 include "rows_jobs.pxi"
@@ -331,6 +257,21 @@ def activation_grads(
     PyMem_RawFree(job.memory)
 
 
+cdef int start_backward(
+    Job *job, cnp.ndarray dx, cnp.ndarray dy, object added, str name, object mask, int typenum
+) except -1:
+    # `added` is named `name`.
+    check_out(dx, "dx", job.size, typenum)
+    check_real(dy, "dy", job.size, typenum)
+    job.out = <char *>cnp.PyArray_DATA(dx)
+    job.dy = <const char *>cnp.PyArray_DATA(dy)
+    job.added = optional_input(added, name, job.size, typenum)
+    take_mask(job, mask)
+    make_units(job)
+    job.plan.together = TOGETHER
+    return 0
+
+
 def backward(
     cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
     cnp.ndarray dy not None, cnp.ndarray x not None, object addend, object mask, object mean,
@@ -341,14 +282,49 @@ def backward(
     cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
     cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
     cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
-    check_out(dx, "dx", r * m, typenum)
-    check_real(dy, "dy", r * m, typenum)
-    job.out = <char *>cnp.PyArray_DATA(dx)
-    job.dy = <const char *>cnp.PyArray_DATA(dy)
-    job.added = optional_input(addend, "addend", r * m, typenum)
-    take_mask(&job, mask)
-    make_units(&job)
+    start_backward(&job, dx, dy, addend, "addend", mask, typenum)
     allocate(&job, weight, None, 0)
+    run(backward_units, &job, job.units, threads)
+    give_parameter_grads(&job, &to_dweight, &to_dbias)
+    PyMem_RawFree(job.memory)
+
+
+def activation_backward(
+    cnp.ndarray dx not None, cnp.ndarray dweight not None, cnp.ndarray dbias not None,
+    cnp.ndarray g, cnp.ndarray dy not None, cnp.ndarray x not None, object residual, object mask,
+    object mean, cnp.ndarray rstd not None, object weight, object bias, int activation,
+    Py_ssize_t r, Py_ssize_t m, int threads,
+):
+    """As backward of g = dy * activation'(norm(x) + residual), which goes to g if there is one."""
+    cdef Job job
+    cdef int typenum = start_rows(&job, x, mean, rstd, r, m, False, threads)
+    cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
+    cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
+    start_backward(&job, dx, dy, residual, "residual", mask, typenum)
+    check_activation(activation)
+    job.activation = activation
+    if g is not None:
+        check_out(g, "g", job.size, typenum)
+        job.plan.g = <char *>cnp.PyArray_DATA(g)
+    job.plan.fused = &fused_rows_f32
+    if job.storage == F64:
+        job.plan.fused = &fused_rows_f64
+    elif job.storage == F16:
+        job.plan.fused = &fused_rows_f16
+    elif job.storage == BF16:
+        job.plan.fused = &fused_rows_bf16
+    # An odd number of lines; row_fused_grads.h says why.
+    cdef Py_ssize_t lines = (m * job.plan.rows.computed + 63) // 64 | 1
+    job.plan.buffer_pitch = lines * 64 // job.plan.rows.computed
+    job.plan.together = max(1, min(<Py_ssize_t>TOGETHER, BUFFER_BYTES // (2 * 64 * lines)))
+    job.plan.buffer_size = (2 * job.plan.together + TOGETHER) * 64 * lines
+    allocate(&job, weight, bias, threads * job.plan.buffer_size + 64)
+    job.plan.buffers = job.spare + (64 - <size_t>job.spare % 64) % 64
+    cdef int thread
+    for thread in range(threads):
+        memset(
+            job.plan.buffers + (thread + 1) * job.plan.buffer_size - TOGETHER * 64 * lines, 0,
+            TOGETHER * 64 * lines)
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)

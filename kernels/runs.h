@@ -38,6 +38,9 @@ typedef struct {
 #define SUFFIX bf16
 #include "runs.h"
 #undef SUFFIX
+#define SUFFIX w32
+#include "runs.h"
+#undef SUFFIX
 #undef HALF
 #undef REAL
 #define REAL double

@@ -146,6 +146,7 @@ SHORT_MEAN(f32)
 SHORT_MEAN(f64)
 SHORT_MEAN(f16)
 SHORT_MEAN(bf16)
+SHORT_MEAN(w32)
 
 /* The largest of 1, 2, 4 that is not above len. */
 INLINE ptrdiff_t few(ptrdiff_t len) { return len < 2 ? 1 : len < 4 ? 2 : 4; }

@@ -40,6 +40,9 @@ byte stands for x.size / mask.size adjacent elements: nc (b, m); rows (r, q), q 
 
 activation is a number of `ACTIVATIONS`: y = activation(norm(x) + residual). `activation_grads`
 gives g, the gradient before the activation, which `backward` takes as its dy; g may be dy.
+`activation_backward` is both in one: dx, dweight and dbias come from a g that was never rounded to
+the storage dtype. Its g may be None (not wanted) or dy, and is 0 where mask is 0.
+Everywhere dx may be dy or x.
 """
 
 from __future__ import annotations
@@ -73,11 +76,25 @@ _CHANNEL_PASSES = {
     "reduce_grads": ("sum_dy sum_dy_xmu", "dy x", "mean", 2, 0),
     "apply_grads": ("dx", "dy x", "mean rstd weight sum_dy sum_dy_xmu count", 2, 1),
     "backward": ("dx dweight dbias", "dy x mask", "mean rstd weight training", 2, 1),
+    "activation_backward": (
+        "dx dweight dbias g",
+        "dy x residual mask",
+        "mean rstd weight bias activation training",
+        2,
+        1,
+    ),
 }
 _LAYER_PASSES = {
     "forward": ("y mean rstd", "x residual mask", "weight bias eps activation", 1, 1),
     "activation_grads": ("g", "dy x residual", "mean rstd weight bias activation", 2, 1),
     "backward": ("dx dweight dbias", "dy x addend mask", "mean rstd weight", 2, 1),
+    "activation_backward": (
+        "dx dweight dbias g",
+        "dy x residual mask",
+        "mean rstd weight bias activation",
+        2,
+        1,
+    ),
 }
 # Add, then normalize: total = x + addend.
 _ADD_FORWARD = ("y total mean rstd", "x addend", "weight bias eps", 2, 2)

@@ -9,7 +9,6 @@ import numpy as np
 from . import backend, check
 from .functional.batch import train
 from .functional.ghost import (
-    ghost_batch_norm_activation_backward,
     ghost_batch_norm_backward,
     train_chunks,
 )
@@ -137,21 +136,14 @@ class BatchNorm(RunningLayer):
             )
         return y, self._save(x, out, residual, mask, mean, rstd, True)
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        if saved.mean.ndim == 2:  # of each chunk
-            assert self.virtual_batch_size is not None
-            return ghost_batch_norm_activation_backward(
-                *(dy, x, saved.mean, saved.rstd, self.virtual_batch_size, self.weight, self.bias),
-                activation=self.activation,
-                residual=saved.residual,
-                axis=self.axis,
-                out=out,
-            )
-        return super()._activation_gradient(dy, x, saved, out)
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         if saved.mean.ndim == 2:
             assert self.virtual_batch_size is not None
             return ghost_batch_norm_backward(
@@ -159,8 +151,12 @@ class BatchNorm(RunningLayer):
                 axis=self.axis,
                 out=out,
                 mask=saved.mask,
+                bias=self.bias,
+                activation=self.activation,
+                residual=saved.residual,
+                dresidual=dresidual,
             )
-        return super()._gradients(dy, x, saved, out)
+        return super()._gradients(dy, x, saved, out, dresidual)
 
     def _further(self) -> list[tuple[str, Any, Any]]:
         return [*super()._further(), ("virtual_batch_size", self.virtual_batch_size, None)]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batchnorm import BatchNorm
-from .functional.batch_backward import batch_norm_activation_backward
-from .functional.batch_renorm import batch_renorm_backward, limit, renorm_affine, train_renorm
+from .functional.batch_renorm import batch_renorm_backward, limit, train_renorm
 from .functional.gradients import Gradients
 from .layer import Saved
 
@@ -164,28 +163,25 @@ class BatchRenorm(BatchNorm):
         saved = self._save(x, out, residual, mask, mean, rstd, True)
         return y, saved._replace(r=r, d=d)
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        if saved.r is None or saved.d is None:
-            return super()._activation_gradient(dy, x, saved, out)
-        return batch_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd),
-            *renorm_affine(saved.r, saved.d, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         if saved.r is None or saved.d is None:  # by running statistics
-            return super()._gradients(dy, x, saved, out)
+            return super()._gradients(dy, x, saved, out, dresidual)
         return batch_renorm_backward(
             *(dy, x, saved.mean, saved.rstd, saved.r, saved.d, self.weight),
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            bias=self.bias,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
 
     def _shown(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import check, masks
+from . import check
 from .layer import Layer, LayerGradients, ResidualGradients, Saved
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def kept(x: Array, out: Array | None) -> Array | None:
 class FusedLayer(Layer):
     """A layer whose forward may end in a residual and an activation.
 
-    What it needs of a layer: `axis` (or `_clear`), and the methods that raise NotImplementedError
-    here.
+    What it needs of a layer: the methods that raise NotImplementedError here.
     """
 
     axis: Any
@@ -76,21 +75,16 @@ class FusedLayer(Layer):
         """What a training-mode forward of x would keep now; updates nothing."""
         raise NotImplementedError
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        """The gradient before the activation."""
-        raise NotImplementedError
-
     def _gradients(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
     ) -> tuple[Array, Array, Array]:
-        """The gradients of the normalization; dy is that before the activation."""
+        """Gradients of the normalization and its activation; dresidual receives residual's."""
         raise NotImplementedError
-
-    def _clear(self, values: Array, mask: Any) -> None:
-        """Set the values that a mask leaves out to 0."""
-        masks.clear(values, mask, self.axis % values.ndim)
 
     def _save(
         self,
@@ -147,12 +141,7 @@ class FusedLayer(Layer):
             As in `normcore.functional.batch_norm_backward`.
         """
         x, saved = self._differentiated(x, residual, mask)
-        if self.activation is not None:
-            # g needs no memory of its own where dx can follow it: kernels may write dx over dy.
-            lasts = not isinstance(out, np.ndarray) or np.may_share_memory(out, x)
-            dy = self._activation_gradient(dy, x, saved, None if lasts else out)
-            out = dy if out is None else out
-        return self._returned(*self._gradients(dy, x, saved, out))
+        return self._returned(*self._gradients(dy, x, saved, out, None))
 
     def backward_residual(
         self,
@@ -173,18 +162,13 @@ class FusedLayer(Layer):
         """
         x, saved = self._differentiated(x, residual, mask)
         given = check.same("dy", dy, x)
-        dresidual = given
-        if self.activation is not None:
-            dresidual = self._activation_gradient(given, x, saved, None)
-        elif saved.mask is not None or (
-            isinstance(out, np.ndarray) and np.may_share_memory(out, given)
-        ):
-            dresidual = given.copy(order="K")
-        if saved.mask is not None:
-            self._clear(dresidual, saved.mask)
-        return ResidualGradients(
-            *self._returned(*self._gradients(dresidual, x, saved, out)), dresidual
-        )
+        changed = isinstance(out, np.ndarray) and np.may_share_memory(out, given)
+        if self.activation is None and saved.mask is None and not changed:
+            found = self._gradients(given, x, saved, out, None)
+            return ResidualGradients(*self._returned(*found), given)
+        dresidual = np.empty_like(x)
+        found = self._gradients(given, x, saved, out, dresidual)
+        return ResidualGradients(*self._returned(*found), dresidual)
 
     def _differentiated(self, x: Any, residual: Any, mask: Any) -> tuple[Array, Saved]:
         """What the backward is of: the last training-mode forward, or a forward of x now."""

@@ -9,7 +9,6 @@ import numpy as np
 from . import axes, backend, check
 from .functional.gradients import Gradients
 from .functional.group_norm import (
-    group_norm_activation_backward,
     group_norm_backward,
     group_norm_forward,
 )
@@ -127,23 +126,23 @@ class GroupNorm(SamplewiseLayer):
             activation=self.activation,
         )
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        return group_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd, self.num_groups, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         return group_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.num_groups, self.weight),
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            bias=self.bias,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
 
     def __repr__(self) -> str:

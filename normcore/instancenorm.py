@@ -9,7 +9,6 @@ import numpy as np
 from . import axes, backend, check
 from .functional.gradients import Gradients
 from .functional.instance_norm import (
-    instance_norm_activation_backward,
     instance_norm_backward,
     train,
 )
@@ -190,27 +189,25 @@ class InstanceNorm(RunningLayer):
         )
         return y, self._save(x, out, residual, mask, mean, rstd, True)
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         if not saved.batch_statistics:
-            return super()._activation_gradient(dy, x, saved, out)
-        return instance_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
-        if not saved.batch_statistics:
-            return super()._gradients(dy, x, saved, out)
+            return super()._gradients(dy, x, saved, out, dresidual)
         return instance_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight),
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            bias=self.bias,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
 
 

@@ -151,6 +151,28 @@ class Channels(Protocol):
         threads: int,
         /,
     ) -> None: ...
+    def activation_backward(
+        self,
+        dx: Array,
+        dweight: Array,
+        dbias: Array,
+        g: Array | None,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        mean: Array,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
+        training: bool,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
 
 class Cols(Protocol):
     """The passes of cols."""
@@ -208,6 +230,27 @@ class Cols(Protocol):
         threads: int,
         /,
     ) -> None: ...
+    def activation_backward(
+        self,
+        dx: Array,
+        dweight: Array,
+        dbias: Array,
+        g: Array | None,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
+        first: int,
+        second: int,
+        third: int,
+        threads: int,
+        /,
+    ) -> None: ...
 
 class Rows(Protocol):
     """The passes of rows."""
@@ -257,6 +300,26 @@ class Rows(Protocol):
         mean: Array | None,
         rstd: Array,
         weight: Array | None,
+        first: int,
+        second: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def activation_backward(
+        self,
+        dx: Array,
+        dweight: Array,
+        dbias: Array,
+        g: Array | None,
+        dy: Array,
+        x: Array,
+        residual: Array | None,
+        mask: Array | None,
+        mean: Array | None,
+        rstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        activation: int,
         first: int,
         second: int,
         threads: int,

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import axes, backend, check, masks
+from . import axes, backend, check
 from .functional.layer_norm import (
-    layer_norm_activation_backward,
     layer_norm_backward,
     layer_norm_forward,
 )
 from .functional.rms_norm import (
-    rms_norm_activation_backward,
     rms_norm_backward,
     rms_norm_forward,
 )
@@ -67,10 +65,6 @@ class _OverAxes(SamplewiseLayer):
             self.activation,
             self.centre,
         )
-
-    def _clear(self, values: Array, mask: Any) -> None:
-        along = axes.normalized_axes(values, self.normalized_shape, self.axis)
-        masks.clear_elements(values, mask, along)
 
     def __repr__(self) -> str:
         affine = f"elementwise_affine={self.elementwise_affine}"
@@ -161,25 +155,23 @@ class LayerNorm(_OverAxes):
             activation=self.activation,
         )
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        return layer_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd, self.normalized_shape, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
     def _gradients(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
     ) -> tuple[Array, Array, Array]:
         return layer_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.normalized_shape, self.weight),
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            bias=self.bias,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
 
     def __repr__(self) -> str:
@@ -256,25 +248,22 @@ class RMSNorm(_OverAxes):
         )
         return y, np.zeros(()), rstd
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        return rms_norm_activation_backward(
-            *(dy, x, saved.rstd, self.normalized_shape, self.weight),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
     def _gradients(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
     ) -> tuple[Array, Array, Array]:
         dx, dweight = rms_norm_backward(
             *(dy, x, saved.rstd, self.normalized_shape, self.weight),
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
         # The layer has no bias, so that its gradient goes nowhere.
         return dx, dweight, np.zeros(())

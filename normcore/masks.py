@@ -120,14 +120,3 @@ def pack(values: Array, kept: Array, axis: int) -> Array:
 def _bytes(kept: Array) -> Array:
     # A byte of a boolean is 0 or 1 already, so that a plain mask is not copied.
     return np.ascontiguousarray(kept).view(np.uint8)
-
-
-def clear(values: Array, mask: Any, axis: int) -> None:
-    """Set the values that do not count to 0, in place."""
-    kept = positions(mask, values.shape, axis)
-    np.copyto(values, 0, where=~np.expand_dims(kept, axis))
-
-
-def clear_elements(values: Array, mask: Any, axes: tuple[int, ...]) -> None:
-    """The same by a mask of layer norm over `axes`."""
-    np.copyto(values, 0, where=~elements(mask, values.shape, axes))

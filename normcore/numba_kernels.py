@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import numpy as np
 from numba import threading_layer  # type: ignore[attr-defined]  # exported without __all__
 
 from .kernels import cols, nc, nchw, rows, running, table
+from .reference_kernels import FAMILIES
 
 Array = np.ndarray[Any, Any]
 
@@ -139,6 +141,64 @@ class _Kernel:
         return call
 
 
+class _ActivationBackward:
+    """A pass that Numba has in two: the gradient before the activation, then the backward.
+
+    The halves are computed as float32, whose kernels take what lies between the two unrounded: a
+    fused kernel would be another 10 s of compilation per dtype.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.names = kernel.arguments
+        self.__signature__ = Signature(
+            [Parameter(name, Parameter.POSITIONAL_ONLY) for name in self.names]
+        )
+        self.family = kernel.family
+        self.first = _kernels[kernel.family, "activation_grads"]
+        self.second = _kernels[kernel.family, "backward"]
+
+    def __call__(self, *arguments: Any) -> None:
+        given = dict(zip(self.names, arguments, strict=True))
+        dx, g, mask = given["dx"], given["g"], given["mask"]
+        working = {**given, "addend": None}
+        dtype = _computed(dx.dtype)
+        for name in ("dy", "x", "residual"):
+            if given[name] is not None:
+                working[name] = given[name].astype(dtype, copy=False)
+        if dtype != dx.dtype:
+            working["dx"] = np.empty(dx.shape, dtype)
+        working["g"] = g if g is not None and dtype == dx.dtype else np.empty(dx.shape, dtype)
+        self._run(self.first, "activation_grads", working)
+        self._run(self.second, "backward", {**working, "dy": working["g"]})
+        with np.errstate(all="ignore"):  # beyond the range of halves is infinite
+            if working["dx"] is not dx:
+                dx[...] = working["dx"]
+            if g is not None and working["g"] is not g:
+                g[...] = working["g"]
+        if g is not None and mask is not None:
+            shape, kept = FAMILIES[self.family].masked(
+                mask, given["rstd"].size, *(given[name] for name in table.SIZES[self.family])
+            )
+            np.copyto(g.reshape(shape), 0, where=~kept)
+
+    def _run(self, kernel: _Kernel, name: str, values: dict[str, Any]) -> None:
+        kernel(*(values[key] for key in _arguments[self.family, name]))
+
+    def unless_it_waits(self, fallback: Callable[..., None]) -> Callable[..., None]:
+        """As `_Kernel.unless_it_waits`, of both parts."""
+
+        def call(*arguments: Any) -> None:
+            dtype = _computed(arguments[0].dtype)
+            compiled = dtype in self.first.dtypes and dtype in self.second.dtypes
+            (self if compiled else fallback)(*arguments)
+
+        return call
+
+
+def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
 def _update(
     running_mean: Array, running_var: Array, num_batches_tracked: Array | None, *rest: Any
 ) -> None:
@@ -147,17 +207,26 @@ def _update(
 
 
 _families = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols}
+_arguments = {(kernel.family, kernel.name): kernel.arguments for kernel in table.KERNELS}
+COMPOSED = ("activation_backward",)
+"""Passes that are made of compiled ones."""
 _kernels = {
     (kernel.family, kernel.name): _Kernel(_families[kernel.family], kernel)
     for kernel in table.KERNELS
-    if kernel.family in _families
+    if kernel.family in _families and kernel.name not in COMPOSED
 }
+_composed = {
+    (kernel.family, kernel.name): _ActivationBackward(kernel)
+    for kernel in table.KERNELS
+    if kernel.name in COMPOSED
+}
+_passes: dict[tuple[str, str], Any] = {**_kernels, **_composed}
 update = SimpleNamespace(update=_update)
 
 
 def passes(family: str) -> Any:
     """The kernels of one family, by name."""
-    return SimpleNamespace(**{name: call for (of, name), call in _kernels.items() if of == family})
+    return SimpleNamespace(**{name: call for (of, name), call in _passes.items() if of == family})
 
 
 def compiled_passes(family: str, fallback: Any) -> Any:
@@ -165,7 +234,7 @@ def compiled_passes(family: str, fallback: Any) -> Any:
     return SimpleNamespace(
         **{
             name: call.unless_it_waits(getattr(fallback, name))
-            for (of, name), call in _kernels.items()
+            for (of, name), call in _passes.items()
             if of == family
         }
     )
@@ -176,7 +245,7 @@ def warm(dtype: np.dtype[Any]) -> None:
     sizes = {"nchw": (1, 1, 8), "nc": (1, 8, 1), "rows": (1, 8), "cols": (1, 8, 1)}
     absent = dict.fromkeys(("residual", "mask", "weight", "bias"))
     for kernel in table.KERNELS:
-        if kernel.family not in sizes:
+        if kernel.family not in sizes or kernel.name in COMPOSED:
             continue
         values: dict[str, Any] = {"eps": 1e-5, "activation": 0, "training": True, "count": 8.0}
         values |= {"r_max": 3.0, "d_max": 5.0, "threads": 1, **absent}

@@ -110,6 +110,11 @@ class _Channels:
     def __init__(self, layout: type[_Layout]) -> None:
         self.layout = layout
 
+    def masked(self, mask: Array, statistics: int, *sizes: int) -> Any:
+        """Axes for a flat array, and for its mask."""
+        view = self.layout(*sizes, statistics)
+        return view.shape, view.mask(mask)
+
     def moments(self, mean: Array, m2: Array, x: Array, *sizes: int) -> None:
         *lengths, _threads = sizes
         view = self.layout(*lengths)
@@ -224,6 +229,20 @@ class _Channels:
         _put(dweight, _by_parameter(formulas.total(gradient * x_hat, view.channel), dweight.size))
         _put(dbias, _by_parameter(formulas.total(gradient, view.channel), dbias.size))
 
+    def activation_backward(
+        self, dx: Array, dweight: Array, dbias: Array, g: Array | None, dy: Array, x: Array,
+        residual: Array | None, mask: Array | None, mean: Array, rstd: Array,
+        weight: Array | None, bias: Array | None, activation: int, training: bool, *sizes: int,
+    ) -> None:  # fmt: skip
+        *lengths, _threads = sizes
+        view = self.layout(*lengths, mean.size)
+        before = np.empty(x.shape)
+        self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
+        if g is not None:
+            kept = view.mask(mask)
+            _put(g, before if kept is None else np.where(kept, before.reshape(view.shape), 0))
+        self.backward(dx, dweight, dbias, before, x, mask, mean, rstd, weight, training, *sizes)
+
     def _statistics(
         self, view: _Layout, mean: Array, var: Array, rstd: Array, x: Array,
         mask: Array | None, eps: float,
@@ -265,6 +284,11 @@ class _Layers:
 
     def __init__(self, rows: bool) -> None:
         self.rows = rows
+
+    def masked(self, mask: Array, statistics: int, *sizes: int) -> Any:
+        """As of `_Channels`."""
+        shape = self._shape([*sizes])
+        return shape, self._mask(mask, shape)
 
     def _shape(self, sizes: list[int]) -> tuple[int, ...]:
         return (*sizes, 1) if self.rows else tuple(sizes)
@@ -352,6 +376,20 @@ class _Layers:
         _put(dx, _add(found, addend))
         _put(dweight, formulas.total(gradient * x_hat, (0, 2)))
         _put(dbias, formulas.total(gradient, (0, 2)))
+
+    def activation_backward(
+        self, dx: Array, dweight: Array, dbias: Array, g: Array | None, dy: Array, x: Array,
+        residual: Array | None, mask: Array | None, mean: Array | None, rstd: Array,
+        weight: Array | None, bias: Array | None, activation: int, *sizes: int,
+    ) -> None:  # fmt: skip
+        *lengths, _threads = sizes
+        shape = self._shape(lengths)
+        before = np.empty(x.shape)
+        self.activation_grads(before, dy, x, residual, mean, rstd, weight, bias, activation, *sizes)
+        if g is not None:
+            kept = self._mask(mask, shape)
+            _put(g, before if kept is None else np.where(kept, before.reshape(shape), 0))
+        self.backward(dx, dweight, dbias, before, x, None, mask, mean, rstd, weight, *sizes)
 
 
 NCHW = _Channels(_Nchw)

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import backend, check
 from .functional.batch import batch_norm
-from .functional.batch_backward import batch_norm_activation_backward, batch_norm_backward
+from .functional.batch_backward import batch_norm_backward
 from .functional.gradients import Gradients
 from .fused import FusedLayer
 from .layer import Saved
@@ -146,24 +146,24 @@ class RunningLayer(FusedLayer):
         """The weight of the next batch in the running statistics."""
         return 1 / (self._step() + 1) if self.momentum is None else self.momentum
 
-    def _activation_gradient(
-        self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None
-    ) -> Array:
-        return batch_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-            out=out,
-        )
-
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         return batch_norm_backward(
             *(dy, x, saved.mean, saved.rstd, self.weight),
             training=saved.batch_statistics,
             axis=self.axis,
             out=out,
             mask=saved.mask,
+            bias=self.bias,
+            activation=self.activation,
+            residual=saved.residual,
+            dresidual=dresidual,
         )
 
     def _recomputed(self, x: Array, mask: Any) -> Saved:

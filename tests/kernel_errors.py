@@ -19,6 +19,7 @@ from kernel_cases import (
     layout,
 )
 from kernel_truth import (
+    activation_backward,
     activation_gradient,
     applied,
     backward,
@@ -165,6 +166,26 @@ class Errors:
                 self.full(f"{label} dx", values["dx"], exact["dx"], exact["size_dx"])
                 self.sums(label, exact, values, ("dweight", "dbias"))
 
+    def activation_backward(self) -> None:
+        for training in (True, False) if self.case.family in CHANNELS else (True,):
+            exact = activation_backward(self.case, training)
+            label = "activation_backward" if training else "activation_backward in evaluation"
+            clear = exact["clear"]
+            # Where rounding may choose another side of a kink, dy is 0 for all that depends on it.
+            dy = np.where(clear, inputs(self.case)["dy"], 0).astype(self.case.storage)
+            for given in self.inputs():
+                values = {**given, **saved(self.case, training), "training": training}
+                if "dy" in given:
+                    values["dy"] = np.where(clear | ~kept(self.case), given["dy"], 0)
+                else:
+                    values["dy"] = dy
+                for g in ({}, {"g": None}):
+                    found = self.run("activation_backward", **values, **g)
+                    self.full(f"{label} dx", found["dx"], exact["dx"], exact["size_dx"])
+                    self.sums(label, exact, found, ("dweight", "dbias"))
+                    if not g:
+                        self.full(f"{label} g", found["g"], exact["g"])
+
     def add_forward(self) -> None:
         case = replace(self.case, addend=True, mask=None, residual=False, activation=None)
         values = arguments(case)
@@ -207,6 +228,7 @@ def outputs(backend: Backend, case: Case, **given: Any) -> dict[str, Any]:
     kept_for_later |= {name: found[f"forward {name}"] for name in saved_names}
     run("activation_grads")
     run("backward")
+    run("activation_backward")
     if case.family in CHANNELS:
         run("backward", "evaluation", training=False)
         run("apply")

@@ -160,11 +160,33 @@ def saved(case: Case, training: bool = True) -> dict[str, Array | None]:
 @cache
 def backward(case: Case, training: bool = True) -> dict[str, Array]:
     """dx, dweight, dbias, and the sizes that their errors are measured against."""
+    return _backward(case, training, inputs(case)["dy"])
+
+
+@cache
+def activation_backward(case: Case, training: bool = True) -> dict[str, Array]:
+    """The same of `activation_backward`, with g, and where rounding cannot choose its side.
+
+    dy is 0 where it can.
+    """
+    g, clear = activation_gradient(case, **saved(case, training))
+    if case.mask is not None:
+        g = np.where(kept(case), g, 0)
+    g = np.where(clear, g, 0)
+    alone = replace(case, addend=False)
+    exact = _backward(alone, training, g) | {"g": g, "clear": clear}
+    # A slope is as exact as 1 is, however small: so are the sums of what it multiplies.
+    whole = _backward(alone, training, np.where(clear, inputs(case)["dy"], 0))
+    sizes = {name: np.maximum(exact[name], whole[name]) for name in exact if "size" in name}
+    return exact | sizes
+
+
+def _backward(case: Case, training: bool, gradient: Array) -> dict[str, Array]:
     given, view, statistics = inputs(case), Sorted(case), saved(case, training)
     rstd = view.statistic(statistics["rstd"])
     mask = view.mask(kept(case))
     weight = view.parameter(given["weight"])
-    dy, x = view.full(given["dy"]), view.full(given["x"])
+    dy, x = view.full(gradient), view.full(given["x"])
     if mask is not None:
         dy, x = np.where(mask, dy, 0), np.where(mask, x, 0)
     if training:

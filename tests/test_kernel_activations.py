@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from kernel_cases import BACKENDS, DTYPES, HALVES, Backend, Case, arguments, each, layout
 from kernel_errors import errors
+from kernel_truth import saved
 from normcore.kernels.table import ACTIVATIONS
 
-FUSED = ("apply", "forward", "renorm", "activation_grads")
+FUSED = ("apply", "forward", "renorm", "activation_grads", "activation_backward")
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "nchw": ((3, 7, 5), (2, 9, 49), (2, 3, 4099), (6, 33, 64), (300, 5, 7), (1, 2, 20011)),
     "nc": ((1, 9, 5), (3, 50, 17), (1, 4099, 3), (1, 65, 130), (7, 3, 64), (2, 1031, 9)),
@@ -78,6 +79,33 @@ def test_addend_is_added_to_dx(backend: Backend, case: Case) -> None:
 )
 def test_fused_groups_stay_within_their_tolerance(backend: Backend, case: Case) -> None:
     assert errors(backend, case, *FUSED) == {}
+
+
+@BACKENDS
+@each(
+    replace(case, offset=0.0, mask=("random", "tails", "one", "nothing")[index % 4])
+    for index, case in enumerate(_cases())
+    if index % 3 == 0
+)
+def test_what_is_masked_gets_no_gradient(backend: Backend, case: Case) -> None:
+    assert errors(backend, case, "activation_backward") == {}
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [*DTYPES, *HALVES])
+@FAMILIES
+def test_gradients_may_take_the_place_of_inputs(backend: Backend, family: str, dtype: str) -> None:
+    case = Case(family, SIZES[family][1], dtype, residual=True, activation="gelu", threads=2)
+    given = saved(case)
+    apart = arguments(case, **given)
+    backend.run(family, "activation_backward", apart)
+    for pairs in ((("dx", "dy"),), (("dx", "x"),), (("g", "dy"),), (("dx", "x"), ("g", "dy"))):
+        values = arguments(case, **given)
+        values |= {output: values[taken] for output, taken in pairs}
+        backend.run(family, "activation_backward", values)
+        for name in ("dx", "dweight", "dbias", "g"):
+            if name in dict(pairs) or name != "g":
+                assert np.array_equal(values[name], apart[name]), (name, pairs)
 
 
 @BACKENDS

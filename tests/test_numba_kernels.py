@@ -10,12 +10,15 @@ from kernel_cases import KERNEL, Case, arguments, backends, layout
 from kernel_errors import outputs
 
 from normcore.kernels import cols, nc, nchw, rows, running, table
+from normcore.numba_kernels import COMPOSED
 
 MODULES = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols, "running": running}
 
 
 @pytest.mark.parametrize(
-    "kernel", table.KERNELS, ids=lambda kernel: f"{kernel.family}-{kernel.name}"
+    "kernel",
+    [kernel for kernel in table.KERNELS if kernel.name not in COMPOSED],
+    ids=lambda kernel: f"{kernel.family}-{kernel.name}",
 )
 def test_arguments_and_twins_follow_the_table(kernel):
     found = getattr(MODULES[kernel.family], kernel.name)

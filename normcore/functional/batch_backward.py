@@ -9,6 +9,7 @@ import numpy as np
 from .. import backend, check, masks
 from ..view import batch, conform, empty, flat
 from .gradients import Gradients
+from .through import activated
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,6 +28,10 @@ def batch_norm_backward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> Gradients:
     """Gradients of batch normalization.
 
@@ -41,8 +46,7 @@ def batch_norm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
-        activation, what `batch_norm_activation_backward` makes of it.
+        Gradient of the loss with respect to y; shape and dtype of x.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -58,6 +62,12 @@ def batch_norm_backward(
         Receives dx. May be dy or x.
     mask : array_like, optional
         As in the forward.
+    bias, activation, residual
+        Those of a forward with an activation: dy is then the gradient behind it, and the gradient
+        before it is computed on the way, and not rounded.
+    dresidual : ndarray, optional
+        Receives the gradient before the activation, which is that of residual; 0 where mask is.
+        Shape and dtype of x, memory of its own.
 
     Returns
     -------
@@ -94,7 +104,12 @@ def batch_norm_backward(
     rstd = check.saved("rstd", rstd, channels)
     weight = check.parameter("weight", weight, channels)
     kept = None if mask is None else masks.batch(mask, x.shape, axis, view)
-    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, kept)
+    bias = check.parameter("bias", bias, channels)
+    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, bias, kept)
+    target = dx if out is None else out
+    fused = activated(
+        x, view, target, bias, activation, residual, dresidual, dy, mean, rstd, weight, kept
+    )
     dtype = parameter_dtype(x, weight)
     size = x.size
     if not size:
@@ -102,20 +117,38 @@ def batch_norm_backward(
             check.deliver(dx, out), np.zeros(channels, dtype), np.zeros(channels, dtype)
         )
     dweight, dbias = np.empty(channels, dtype), np.empty(channels, dtype)
-    backend.current().channels[view.family].backward(
-        flat(dx, view),
-        dweight,
-        dbias,
-        flat(dy, view),
-        flat(x, view),
-        kept,
-        mean,
-        rstd,
-        weight,
-        bool(training),
-        *view.sizes,
-        backend.threads(size),
-    )
+    passes = backend.current().channels[view.family]
+    gradients = flat(dx, view), dweight, dbias
+    sizes = *view.sizes, backend.threads(size)
+    if fused is None:
+        passes.backward(
+            *gradients,
+            flat(dy, view),
+            flat(x, view),
+            kept,
+            mean,
+            rstd,
+            weight,
+            bool(training),
+            *sizes,
+        )
+    else:
+        passes.activation_backward(
+            *gradients,
+            fused.g,
+            flat(dy, view),
+            flat(x, view),
+            fused.residual,
+            kept,
+            mean,
+            rstd,
+            weight,
+            fused.bias,
+            fused.activation,
+            bool(training),
+            *sizes,
+        )
+        fused.deliver(dresidual, view)
     return Gradients(check.deliver(dx, out), dweight, dbias)
 
 

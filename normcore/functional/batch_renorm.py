@@ -251,6 +251,10 @@ def batch_renorm_backward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> Gradients:
     """Gradients of batch renormalization, in which r and d are constants.
 
@@ -260,14 +264,12 @@ def batch_renorm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
-        activation, what `batch_norm_activation_backward` makes of it with the parameters of
-        `renorm_affine`.
+        Gradient of the loss with respect to y; shape and dtype of x.
     x : array_like
         Input of the forward.
     mean, rstd, r, d : array_like
         (C,), from `batch_renorm_forward`.
-    weight, axis, out, mask
+    weight, axis, out, mask, bias, activation, residual, dresidual
         As in `batch_norm_backward`.
 
     Returns
@@ -295,9 +297,16 @@ def batch_renorm_backward(
     weight = check.parameter("weight", weight, channels)
     dtype = parameter_dtype(x, weight)
     r, d = check.saved("r", r, channels), check.saved("d", d, channels)
-    scale = r if weight is None else r * weight
+    scale, shift = renorm_affine(r, d, weight, check.parameter("bias", bias, channels))
     dx, dweight, dbias = batch_norm_backward(
-        dy, x, mean, rstd, scale, axis=axis, out=out, mask=mask
+        *(dy, x, mean, rstd, scale),
+        axis=axis,
+        out=out,
+        mask=mask,
+        bias=shift,
+        activation=activation,
+        residual=residual,
+        dresidual=dresidual,
     )
     with np.errstate(all="ignore"):
         return Gradients(dx, (r * dweight + d * dbias).astype(dtype), dbias.astype(dtype))

@@ -13,6 +13,7 @@ from ..view import batch
 from .batch import train
 from .batch_backward import batch_norm_activation_backward, batch_norm_backward, parameter_dtype
 from .gradients import Gradients
+from .through import activated
 from .training import checked
 
 if TYPE_CHECKING:
@@ -250,6 +251,10 @@ def ghost_batch_norm_backward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> Gradients:
     """Gradients of ghost batch normalization: dx of each chunk, sums over all of them.
 
@@ -263,6 +268,8 @@ def ghost_batch_norm_backward(
         (chunks, C), from `ghost_batch_norm_forward`.
     out : ndarray, optional
         Receives dx. May be dy or x.
+    bias, activation, residual, dresidual
+        As in `batch_norm_backward`.
 
     Returns
     -------
@@ -295,7 +302,15 @@ def ghost_batch_norm_backward(
     mean = check.saved("mean", mean, (len(parts), view.channels))
     rstd = check.saved("rstd", rstd, (len(parts), view.channels))
     weight = check.parameter("weight", weight, channels)
-    dx = check.destination(out, x, view, x, dy, mean, rstd, weight)
+    bias = check.parameter("bias", bias, channels)
+    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, bias)
+    # All is checked here, so that no later chunk can fail when an earlier one has been written.
+    activated(
+        *(x, view, dx if out is None else out, bias, activation, residual, dresidual),
+        *(dy, mean, rstd, weight),
+    )
+    if residual is not None:
+        residual = check.same("residual", residual, x)
     dtype = parameter_dtype(x, weight)
     # Partial sums have the dtype of weight.
     wide = np.ones(channels) if weight is None else weight.astype(np.float64)
@@ -306,6 +321,10 @@ def ghost_batch_norm_backward(
             axis=axis,
             out=dx[part],
             mask=None if kept is None else kept[part],
+            bias=bias,
+            activation=activation,
+            residual=None if residual is None else residual[part],
+            dresidual=None if dresidual is None else dresidual[part],
         )
         dweight += found.dweight
         dbias += found.dbias

@@ -13,6 +13,7 @@ from .. import axes, backend, check, masks
 from ..view import GroupView, flat, group
 from .batch_backward import parameter_dtype
 from .input import Input
+from .through import activated
 
 Array = np.ndarray[Any, Any]
 
@@ -139,6 +140,10 @@ def backward(
     axis: int,
     out: Array | None,
     mask: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    residual: Any = None,
+    dresidual: Any = None,
 ) -> tuple[Array, Array, Array]:
     """(dx, dweight, dbias)."""
     given = prepare(x, axis, mask)
@@ -148,23 +153,37 @@ def backward(
     mean = check.saved("mean", mean, shape)
     rstd = check.saved("rstd", rstd, shape)
     weight = given.parameter("weight", weight)
-    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, mask)
+    bias = given.parameter("bias", bias)
+    dx = check.destination(out, x, view, x, dy, mean, rstd, weight, bias, mask)
+    fused = activated(
+        *(x, view, dx if out is None else out, bias, activation, residual, dresidual),
+        *(dy, mean, rstd, weight, mask),
+    )
     dtype = parameter_dtype(x, weight)
     c = view.channels
     if not x.size:
         return check.deliver(dx, out), np.zeros(c, dtype), np.zeros(c, dtype)
     dweight, dbias = np.empty(c, dtype), np.empty(c, dtype)
-    given.passes.backward(
-        flat(dx, view),
-        dweight,
-        dbias,
-        flat(dy, view),
-        flat(x, view),
-        mask,
-        mean,
-        rstd,
-        weight,
-        True,
-        *given.sizes,
-    )
+    gradients = flat(dx, view), dweight, dbias
+    if fused is None:
+        given.passes.backward(
+            *gradients, flat(dy, view), flat(x, view), mask, mean, rstd, weight, True, *given.sizes
+        )
+    else:
+        given.passes.activation_backward(
+            *gradients,
+            fused.g,
+            flat(dy, view),
+            flat(x, view),
+            fused.residual,
+            mask,
+            mean,
+            rstd,
+            weight,
+            fused.bias,
+            fused.activation,
+            True,
+            *given.sizes,
+        )
+        fused.deliver(dresidual, view)
     return check.deliver(dx, out), dweight, dbias

@@ -259,6 +259,10 @@ def instance_norm_backward(
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> Gradients:
     """Gradients of instance normalization by the statistics of x.
 
@@ -272,8 +276,7 @@ def instance_norm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
-        activation, what `instance_norm_activation_backward` makes of it.
+        Gradient of the loss with respect to y; shape and dtype of x.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -282,6 +285,12 @@ def instance_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
+    bias, activation, residual
+        Those of a forward with an activation: dy is then the gradient behind it, and the gradient
+        before it is computed on the way, and not rounded.
+    dresidual : ndarray, optional
+        Receives the gradient before the activation, which is that of residual; 0 where mask is.
+        Shape and dtype of x, memory of its own.
 
     Returns
     -------
@@ -307,7 +316,11 @@ def instance_norm_backward(
     >>> nc.functional.instance_norm_backward(y, x, mean, rstd).dweight.round(3)
     array([2., 2.])
     """
-    return Gradients(*group_passes.backward(dy, x, mean, rstd, None, weight, axis, out, mask))
+    found = group_passes.backward(
+        *(dy, x, mean, rstd, None, weight, axis, out, mask),
+        *(bias, activation, residual, dresidual),
+    )
+    return Gradients(*found)
 
 
 def instance_norm_activation_backward(

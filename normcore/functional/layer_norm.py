@@ -162,6 +162,10 @@ def layer_norm_backward(
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> Gradients:
     """Gradients of layer normalization.
 
@@ -173,8 +177,7 @@ def layer_norm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
-        activation, what `layer_norm_activation_backward` makes of it.
+        Gradient of the loss with respect to y; shape and dtype of x.
     x : array_like
         Input of the forward.
     mean, rstd : array_like
@@ -183,6 +186,12 @@ def layer_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
+    bias, activation, residual
+        Those of a forward with an activation: dy is then the gradient behind it, and the gradient
+        before it is computed on the way, and not rounded.
+    dresidual : ndarray, optional
+        Receives the gradient before the activation, which is that of residual; 0 where mask is.
+        Shape and dtype of x, memory of its own.
 
     Returns
     -------
@@ -211,7 +220,7 @@ def layer_norm_backward(
     """
     found = layer_passes.backward(
         *(dy, x, mean, rstd, normalized_shape, weight, axis, out, mask),
-        *(None, True),
+        *(None, True, "x", bias, activation, residual, dresidual),
     )
     return Gradients(*found)
 

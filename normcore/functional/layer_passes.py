@@ -13,6 +13,7 @@ from .. import axes, backend, check, masks
 from ..view import LayerView, empty_in, flat, in_memory, layer
 from .batch_backward import parameter_dtype
 from .input import Input
+from .through import activated
 
 Array = np.ndarray[Any, Any]
 
@@ -153,8 +154,15 @@ def backward(
     addend: Any,
     centre: bool,
     name: str = "x",
+    bias: Any = None,
+    activation: str | None = None,
+    residual: Any = None,
+    dresidual: Any = None,
 ) -> tuple[Array, Array, Array]:
-    """(dx, dweight, dbias); addend, the gradient that comes past the norm, is added to dx."""
+    """(dx, dweight, dbias); addend, the gradient that comes past the norm, is added to dx.
+
+    There is no addend where there is an activation.
+    """
     given = prepare(x, normalized_shape, axis, mask, name)
     x, view, mask = given.x, given.view, given.mask
     dy = given.alike("dy", dy)
@@ -162,16 +170,20 @@ def backward(
     rstd = given.saved("rstd", rstd)
     weight = given.parameter("weight", weight)
     addend = given.optional("dtotal", addend)
-    dx = check.destination(out, x, view, x, dy, addend, mean, rstd, weight, mask)
+    bias = given.parameter("bias", bias)
+    dx = check.destination(out, x, view, x, dy, addend, mean, rstd, weight, bias, mask)
+    fused = activated(
+        *(x, view, dx if out is None else out, bias, activation, residual, dresidual),
+        *(dy, mean, rstd, weight, mask),
+    )
     dtype = parameter_dtype(x, weight)
     order = view.parameters_order
     dweight = empty_in(view.parameters, dtype, order)
     dbias = empty_in(view.parameters, dtype, order)
-    if x.size:
+    gradients = flat(dx, view), in_memory(dweight, order), in_memory(dbias, order)
+    if x.size and fused is None:
         given.passes.backward(
-            flat(dx, view),
-            in_memory(dweight, order),
-            in_memory(dbias, order),
+            *gradients,
             flat(dy, view),
             flat(x, view),
             given.flat(addend),
@@ -181,6 +193,22 @@ def backward(
             weight,
             *given.sizes,
         )
+    elif x.size and fused is not None:
+        given.passes.activation_backward(
+            *gradients,
+            fused.g,
+            flat(dy, view),
+            flat(x, view),
+            fused.residual,
+            mask,
+            mean,
+            rstd,
+            weight,
+            fused.bias,
+            fused.activation,
+            *given.sizes,
+        )
+        fused.deliver(dresidual, view)
     else:
         dweight.fill(0)
         dbias.fill(0)

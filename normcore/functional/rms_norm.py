@@ -132,6 +132,9 @@ def rms_norm_backward(
     axis: int | Sequence[int] | None = None,
     out: Array | None = None,
     mask: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    dresidual: Array | None = None,
 ) -> RMSGradients:
     """Gradients of RMS normalization.
 
@@ -143,8 +146,7 @@ def rms_norm_backward(
     Parameters
     ----------
     dy : array_like
-        Gradient of the loss with respect to y; shape and dtype of x. If the forward had an
-        activation, what `rms_norm_activation_backward` makes of it.
+        Gradient of the loss with respect to y; shape and dtype of x.
     x : array_like
         Input of the forward.
     rstd : array_like
@@ -153,6 +155,12 @@ def rms_norm_backward(
         As in the forward.
     out : ndarray, optional
         Receives dx. May be dy or x.
+    activation, residual
+        Those of a forward with an activation: dy is then the gradient behind it, and the gradient
+        before it is computed on the way, and not rounded.
+    dresidual : ndarray, optional
+        Receives the gradient before the activation, which is that of residual; 0 where mask is.
+        Shape and dtype of x, memory of its own.
 
     Returns
     -------
@@ -181,7 +189,7 @@ def rms_norm_backward(
     """
     found = layer_passes.backward(
         *(dy, x, None, rstd, normalized_shape, weight, axis, out, mask),
-        *(None, False),
+        *(None, False, "x", None, activation, residual, dresidual),
     )
     return RMSGradients(*found[:2])
 

@@ -1,0 +1,182 @@
+/* The backward of a run of one channel through an activation (family nchw).
+
+   In chunks: g = dy * activation'(norm(x) + residual) goes to a buffer, and from there to the sums
+   or the gradients of runs.h. The file includes itself once per storage type; the schedules reach
+   it through the table `FusedRuns`. */
+
+#ifndef STORE
+
+#include "buffers.h"
+#include "runs.h"
+
+/* What g is made of, from the first element of a run on. */
+typedef struct {
+    const void *dy, *x, *residual; /* residual may be NULL */
+    const Channel *before;         /* coefficients of what the activation was applied to */
+    int activation;
+} RunSlope;
+
+typedef struct {
+    ptrdiff_t computed; /* bytes of an element of `kept` */
+    /* As grad_sums of runs.h; what of g is to be `kept`, unless that is NULL, goes there. */
+    void (*sums)(double *lanes, void *kept, const RunSlope *at, ptrdiff_t len, double mean);
+    /* g is `kept`, or computed anew if that is NULL. `constant`: dx is g times the scale. g may be
+       NULL or dy; dx may be dy or x. */
+    void (*grads)(void *dx, void *g, const void *kept, const RunSlope *at, ptrdiff_t len,
+                  const Channel *channel, int constant, int stream);
+} FusedRuns;
+
+#define STORE store_t_f32
+#define REAL float
+#define SUFFIX f32
+#define COMPUTED f32
+#include "run_fused_grads.h"
+#undef SUFFIX
+#undef COMPUTED
+#undef STORE
+#define HALF
+#define COMPUTED w32
+#define STORE store_t_f16
+#define SUFFIX f16
+#include "run_fused_grads.h"
+#undef SUFFIX
+#undef STORE
+#define STORE store_t_bf16
+#define SUFFIX bf16
+#include "run_fused_grads.h"
+#undef SUFFIX
+#undef STORE
+#undef COMPUTED
+#undef HALF
+#undef REAL
+#define STORE store_t_f64
+#define REAL double
+#define SUFFIX f64
+#define COMPUTED f64
+#include "run_fused_grads.h"
+#undef COMPUTED
+#undef SUFFIX
+#undef REAL
+#undef STORE
+
+#else
+
+#define NAME(f) PASTE(f, SUFFIX)
+#define COMPUTE(f) PASTE(f, COMPUTED)
+#define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
+#define AT(p, j) ((p) == NULL ? NULL : (p) + (j))
+
+/* g = dy * activation'(norm(x) + residual), with a loop of its own for every activation. */
+INLINE void NAME(run_slopes_of)(REAL *g, const STORE *dy, const STORE *x, const STORE *residual,
+                                ptrdiff_t len, const Channel before, const int activation) {
+#define SLOPED(dy, x, residual)                                                                \
+    (NAME(load)(dy) * SLOPE_OF(NAME(before_activation)(x, residual, &before)))
+    ptrdiff_t j = 0;
+    for (; j + WIDTH <= len; j += WIDTH) {
+        __builtin_prefetch(dy + j + BUFFER_AHEAD / sizeof(STORE));
+        __builtin_prefetch(x + j + BUFFER_AHEAD / sizeof(STORE));
+        COMPUTE(store)(g + j, SLOPED(dy + j, x + j, AT(residual, j)));
+    }
+    if (j < len) {
+        const ptrdiff_t k = len - j;
+        STORE room[3][WIDTH];
+        REAL found[WIDTH];
+        COMPUTE(store)(found, SLOPED(NAME(part)(room[0], dy + j, k),
+                                     NAME(part)(room[1], x + j, k),
+                                     NAME(part)(room[2], AT(residual, j), k)));
+        memcpy(g + j, found, k * sizeof(REAL));
+    }
+#undef SLOPED
+}
+
+/* g of elements i to i + len; of halves also wide = x. */
+KERNEL void NAME(run_slopes)(REAL *g, REAL *wide, const RunSlope *at, ptrdiff_t i,
+                             ptrdiff_t len) {
+    const STORE *dy = (const STORE *)at->dy + i, *x = (const STORE *)at->x + i;
+    const STORE *residual = AT((const STORE *)at->residual, i);
+#ifdef HALF
+    NAME(widen_all)(wide, x, len);
+#endif
+    if (at->before->kind != PLAIN_CHANNEL) {
+        for (ptrdiff_t j = 0; j < len; j++) {
+            const double z = NAME(before_activation_one)(x, residual, j, at->before);
+            g[j] = (REAL)(NAME(get)(dy + j) * slope_one(z, at->activation));
+        }
+        return;
+    }
+#define SLOPES(ACTIVATION)                                                                     \
+    if (residual == NULL)                                                                      \
+        NAME(run_slopes_of)(g, dy, x, NULL, len, *at->before, ACTIVATION);                     \
+    else                                                                                       \
+        NAME(run_slopes_of)(g, dy, x, residual, len, *at->before, ACTIVATION)
+    FOR_EACH_ACTIVATION(at->activation, SLOPES)
+#undef SLOPES
+}
+
+KERNEL void NAME(fused_run_sums)(double *lanes, void *to_kept, const RunSlope *at, ptrdiff_t len,
+                                 double mean) {
+    REAL room[CHUNK], wide[CHUNK], *kept = to_kept;
+    for (ptrdiff_t i = 0; i < len; i += CHUNK) {
+        const ptrdiff_t k = len - i < CHUNK ? len - i : CHUNK;
+        REAL *g = kept == NULL ? room : kept + i;
+        NAME(run_slopes)(g, wide, at, i, k);
+#ifdef HALF
+        const REAL *x = wide;
+#else
+        const REAL *x = (const STORE *)at->x + i;
+#endif
+        COMPUTE(run_grad_sums)(lanes, g, x, k, mean, 0);
+    }
+}
+
+KERNEL void NAME(fused_run_grads)(void *to_dx, void *to_g, const void *from_kept,
+                                  const RunSlope *at, ptrdiff_t len, const Channel *channel,
+                                  int constant, int stream) {
+    REAL room[CHUNK], wide[CHUNK];
+    STORE *dx = to_dx, *g_out = to_g;
+    const REAL *kept = from_kept;
+    /* All chunks but the first begin at a line of dx. */
+    ptrdiff_t k = stream ? line_head(dx, sizeof(STORE), len) : 0;
+    k = k == 0 ? CHUNK : k;
+    for (ptrdiff_t i = 0; i < len; i += k, k = CHUNK) {
+        k = len - i < k ? len - i : k;
+        const REAL *g = room;
+        if (kept == NULL)
+            NAME(run_slopes)(room, wide, at, i, k);
+        else
+            g = kept + i;
+        if (g_out != NULL)
+            NAME(round)(g_out + i, g, k, stream);
+#ifdef HALF
+        if (kept != NULL && !constant)
+            NAME(widen_all)(wide, (const STORE *)at->x + i, k);
+        const REAL *x = wide;
+        REAL *to = room;
+        const int stream_to = 0;
+#else
+        const REAL *x = (const STORE *)at->x + i;
+        REAL *to = dx + i;
+        const int stream_to = stream;
+#endif
+        if (constant)
+            COMPUTE(run_apply)(to, g, k, channel, stream_to);
+        else
+            COMPUTE(run_apply_grads)(to, g, x, k, channel, stream_to);
+#ifdef HALF
+        NAME(round)(dx + i, room, k, stream);
+#endif
+    }
+}
+
+static const FusedRuns NAME(fused_runs) = {
+    sizeof(REAL),
+    NAME(fused_run_sums),
+    NAME(fused_run_grads),
+};
+
+#undef AT
+#undef WIDTH
+#undef COMPUTE
+#undef NAME
+
+#endif
