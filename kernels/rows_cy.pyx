@@ -268,7 +268,6 @@ cdef int start_backward(
     job.added = optional_input(added, name, job.size, typenum)
     take_mask(job, mask)
     make_units(job)
-    job.plan.together = TOGETHER
     return 0
 
 

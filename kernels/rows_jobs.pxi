@@ -29,6 +29,7 @@ cdef void make_units(Job *job) noexcept nogil:
     job.plan.unit = (job.plan.unit + TOGETHER - 1) // TOGETHER * TOGETHER
     job.units = max(1, (r + job.plan.unit - 1) // job.plan.unit)
     job.pitch = (job.m + 7) // 8 * 8
+    job.plan.together = TOGETHER
 
 
 cdef Py_ssize_t room_for_totals(Job *job, void *total, int threads) noexcept nogil:

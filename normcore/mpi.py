@@ -227,13 +227,21 @@ class SyncBatchNorm(BatchNorm):
             return False
         return not self._frozen if self._saved is None else self._saved.batch_statistics
 
-    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(
+        self,
+        dy: ArrayLike,
+        x: Array,
+        saved: Saved,
+        out: Array | None,
+        dresidual: Array | None,
+    ) -> Gradients:
         if not self._differentiates_all():
-            return super()._gradients(dy, x, saved, out)
-        return backward_part(
-            *(self._communicator, dy, x, saved.mean, saved.rstd, self.weight),
-            *(self.axis, out, saved.mask),
+            return super()._gradients(dy, x, saved, out, dresidual)
+        dx, dweight, dbias, _, _ = backward_part(
+            *(self._communicator, dy, x, saved.mean, saved.rstd, self.weight, self.bias),
+            *(self.activation, saved.residual, self.axis, out, saved.mask, dresidual),
         )
+        return Gradients(dx, dweight, dbias)
 
     def _alone(self) -> bool:
         """Does a pass concern this rank only?"""

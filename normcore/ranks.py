@@ -14,7 +14,8 @@ backward     behind     sum_dy, sum_dy_xmu                         sums
 ===========  =========  =========================================  ============================
 
 So a rank that refuses its input tells the others in the message that it owes them anyway, and no
-rank waits for it. How messages travel is a subclass of `Ranks`: `normcore.mpi` has one.
+rank waits for it. How messages travel is a subclass of `Ranks`: `normcore.mpi` has one, and
+`normcore.torch` another.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ import numpy as np
 
 from . import backend, check, masks
 from .functional.batch import train
-from .functional.batch_backward import parameter_dtype
-from .functional.gradients import Gradients
-from .functional.synchronized import batch_norm_backward_apply, batch_norm_backward_reduce
+from .functional.batch_backward import batch_norm_activation_backward, parameter_dtype
+from .functional.synchronized import (
+    GradientSums,
+    batch_norm_backward_apply,
+    batch_norm_backward_reduce,
+)
+from .functional.through import activated
 from .functional.training import checked, update
 from .stats import ChannelStats
 from .view import batch, conform, flat
@@ -230,6 +235,18 @@ def train_part(
     return Trained(check.deliver(y, out), mean, rstd, ChannelStats.from_state(moments, where))
 
 
+class PartGradients(NamedTuple):
+    """What `backward_part` returns."""
+
+    dx: Array
+    dweight: Array
+    """(C,), of the sum of the losses of all ranks; the same on all of them, as is dbias."""
+    dbias: Array
+    part_dweight: Array
+    """(C,), this rank's summand of dweight."""
+    part_dbias: Array
+
+
 def backward_part(
     ranks: Ranks,
     dy: ArrayLike,
@@ -237,20 +254,23 @@ def backward_part(
     mean: ArrayLike,
     rstd: ArrayLike,
     weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    residual: ArrayLike | None = None,
     axis: int = 1,
     out: Array | None = None,
     mask: ArrayLike | None = None,
-) -> Gradients:
+    dresidual: Array | None = None,
+) -> PartGradients:
     """Gradients of this rank's part of a batch; one message.
 
     Arguments are those of `normcore.functional.batch_norm_backward`, with the statistics that
-    `train_part` gave.
+    `train_part` gave. The gradient before an activation is an array here, so halves round it.
 
     Returns
     -------
-    Gradients
-        dx is that of this part; dweight and dbias are those of the whole batch, the same on all
-        ranks: of the sum of their losses.
+    PartGradients
+        dx is that of this part; dweight and dbias are those of the whole batch.
 
     Raises
     ------
@@ -266,20 +286,38 @@ def backward_part(
     channels = (view.channels,)
     mean, rstd = check.saved("mean", mean, channels), check.saved("rstd", rstd, channels)
     weight = check.parameter("weight", weight, channels)
+    bias = check.parameter("bias", bias, channels)
     if out is not None:
-        check.destination(out, found, view, found, dy, mean, rstd, weight)
-    sums = batch_norm_backward_reduce(dy, found, mean, axis=axis, mask=kept)
+        check.destination(out, found, view, found, dy, mean, rstd, weight, bias)
+    target = found if out is None else out
+    activated(
+        *(found, view, target, bias, activation, residual, dresidual),
+        *(dy, mean, rstd, weight, kept),
+    )
+    if activation is not None:
+        dy = batch_norm_activation_backward(
+            *(dy, found, mean, rstd, weight, bias),
+            activation=activation,
+            residual=residual,
+            axis=axis,
+        )
+    if dresidual is not None:
+        dresidual[...] = dy if kept is None else np.where(np.expand_dims(kept, axis), dy, 0)
+    own = batch_norm_backward_reduce(dy, found, mean, axis=axis, mask=kept)
     count = view.count if kept is None else int(np.count_nonzero(kept))
-    together = ranks.exchange(_message(BACKWARD, count, *sums))
-    sum_dy, sum_dy_xmu = together[HEADER:].reshape(2, -1)
+    together = ranks.exchange(_message(BACKWARD, count, *own))
+    sums = GradientSums(*together[HEADER:].reshape(2, -1))
     # Of no values at all dx is 0, whatever it is divided by.
     divisor = max(1.0, together[COUNT])
     dx = batch_norm_backward_apply(
-        *(dy, found, mean, rstd, sum_dy, sum_dy_xmu, divisor, weight),
+        *(dy, found, mean, rstd, *sums, divisor, weight),
         axis=axis,
         out=out,
         mask=kept,
     )
     dtype = parameter_dtype(found, weight)
     with np.errstate(all="ignore"):
-        return Gradients(dx, (sum_dy_xmu * rstd).astype(dtype), sum_dy.astype(dtype))
+        whole, part = (
+            ((of.sum_dy_xmu * rstd).astype(dtype), of.sum_dy.astype(dtype)) for of in (sums, own)
+        )
+    return PartGradients(dx, *whole, *part)

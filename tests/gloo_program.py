@@ -82,6 +82,10 @@ def main():
         norm(x)
     except ValueError as error:
         found["one value"] = str(error)
+    try:
+        norm(torch.ones((4, 6 + (rank == 1))))
+    except (ValueError, RuntimeError) as error:
+        found["refused"] = f"{type(error).__name__}: {error}"
     y = norm(torch.randn(4, 6, requires_grad=True))
     try:
         torch.autograd.grad(y.square().sum(), norm.weight, create_graph=True)

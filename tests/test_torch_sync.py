@@ -74,6 +74,13 @@ def test_errors_and_evaluation(ranks):
         assert rank["evaluation"].shape == (i + 1, 6)
 
 
+def test_a_rank_that_refuses_its_part_tells_the_others(ranks):
+    refusals = [rank["refused"] for rank in ranks]
+    assert refusals[1].startswith("ValueError: ")
+    for told in (refusals[0], refusals[2]):
+        assert told.startswith("RuntimeError: 1 of 3 ranks refused their part of the batch")
+
+
 def test_alone_it_is_batch_norm():
     x = torch.randn(4, 6, 3, 3)
     assert torch.equal(nt.SyncBatchNorm(6)(x), nt.BatchNorm2d(6)(x))

@@ -41,6 +41,15 @@ class BatchNorm(Norm, torch.nn.modules.batchnorm._BatchNorm):
             As in `normcore.functional.batch_norm`, and for tensors on other devices. The module
             is then as it was.
         """
+        return self._normalize(input, residual, self._rule)
+
+    def _normalize(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        training: Callable[[Array | None, Array | None, Array | None], Rule],
+    ) -> Tensor:
+        """`forward`, whose rule in training is made of the running statistics."""
         self._check_input_dim(input)
         tensors = weight, bias, mean, var, _ = state(self)
         arrays = parameters(self, *tensors)
@@ -48,9 +57,9 @@ class BatchNorm(Norm, torch.nn.modules.batchnorm._BatchNorm):
         if evaluates:
             rule: Rule = Evaluation(arrays[2], arrays[3], None, 0.0, self.eps, self.activation)
         elif self.training and self.track_running_stats:
-            rule = self._rule(*arrays[2:])
+            rule = training(*arrays[2:])
         else:
-            rule = self._rule(None, None, None)
+            rule = training(None, None, None)
         y = normalize(rule, input, weight, bias, residual, arrays[0], arrays[1])
         if not evaluates:
             write_back(mean, arrays[2])

@@ -23,6 +23,8 @@ from ..functional.instance_norm import train as train_instance
 Array = np.ndarray[Any, Any]
 Statistics = Any
 """A tuple of arrays, as many as the rule says."""
+Through = dict[str, Any]
+"""What a backward takes for an activation, by name; nothing if there is none."""
 
 
 class Rule:
@@ -49,24 +51,23 @@ class Rule:
         bias: Any,
         residual: Any,
         with_residual: bool,
-    ) -> tuple[Array, Array, Array | None, Array]:
+    ) -> tuple[Array, Array, Array | None, Array | None]:
         """(dx, dweight, dbias, dresidual); the last is only to be used `with_residual`."""
-        out = None
-        if self.activation is not None:
-            dy = self._before_activation(dy, x, statistics, weight, bias, residual)
-            # dx may be written over a gradient that nobody else reads.
-            out = None if with_residual else dy
-        return *self._gradients(dy, x, statistics, weight, out), dy
-
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        raise NotImplementedError
+        if self.activation is None:
+            return *self._gradients(dy, x, statistics, weight, {}), dy
+        dresidual = np.empty_like(x) if with_residual else None
+        through = {
+            "bias": bias,
+            "activation": self.activation,
+            "residual": residual,
+            "dresidual": dresidual,
+        }
+        return *self._gradients(dy, x, statistics, weight, through), dresidual
 
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Array | None
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
-        """(dx, dweight, dbias)."""
+        """(dx, dweight, dbias), through the activation."""
         raise NotImplementedError
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
@@ -102,19 +103,11 @@ class Batch(Rule):
         )
         return y, (mean, rstd)
 
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        mean, rstd = statistics[:2]
-        return functional.batch_norm_activation_backward(
-            *(dy, x, mean, rstd, weight, bias), activation=self.activation, residual=residual
-        )
-
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.batch_norm_backward(dy, x, mean, rstd, weight, out=out)
+        return functional.batch_norm_backward(dy, x, mean, rstd, weight, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
@@ -146,10 +139,10 @@ class Evaluation(Batch):
         )
 
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.batch_norm_backward(dy, x, mean, rstd, weight, training=False, out=out)
+        return functional.batch_norm_backward(dy, x, mean, rstd, weight, training=False, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         mean, rstd = (_spread(values, x) for values in statistics)
@@ -195,18 +188,11 @@ class Renorm(Batch):
         )
         return y, statistics
 
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        mean, rstd, r, d = statistics
-        scale, shift = functional.renorm_affine(r, d, weight, bias)
-        return super()._before_activation(dy, x, (mean, rstd), scale, shift, residual)
-
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd, r, d = statistics
-        return functional.batch_renorm_backward(dy, x, mean, rstd, r, d, weight, out=out)
+        return functional.batch_renorm_backward(dy, x, mean, rstd, r, d, weight, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         r, d = (_spread(values, x) for values in statistics[2:])
@@ -239,21 +225,13 @@ class Layer(Rule):
         )
         return y, (mean, rstd)
 
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        mean, rstd = statistics
-        return layer_passes.before_activation(
-            *(dy, x, mean, rstd, self.shape, weight, bias, self.axis, None, residual),
-            *(self.activation, self.centre),
-        )
-
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
         return layer_passes.backward(
-            *(dy, x, mean, rstd, self.shape, weight, self.axis, out, None, None, self.centre)
+            *(dy, x, mean, rstd, self.shape, weight, self.axis, None, None, None, self.centre),
+            **through,
         )
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
@@ -282,21 +260,11 @@ class Group(Rule):
         )
         return y, (mean, rstd)
 
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        mean, rstd = statistics
-        return functional.group_norm_activation_backward(
-            *(dy, x, mean, rstd, self.groups, weight, bias),
-            activation=self.activation,
-            residual=residual,
-        )
-
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.group_norm_backward(dy, x, mean, rstd, self.groups, weight, out=out)
+        return functional.group_norm_backward(dy, x, mean, rstd, self.groups, weight, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.group_norm(x, self.groups, weight, bias, self.eps)
@@ -314,19 +282,11 @@ class Instance(Batch):
         )
         return y, (mean, rstd)
 
-    def _before_activation(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, bias: Any, residual: Any
-    ) -> Array:
-        mean, rstd = statistics
-        return functional.instance_norm_activation_backward(
-            *(dy, x, mean, rstd, weight, bias), activation=self.activation, residual=residual
-        )
-
     def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, out: Any
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.instance_norm_backward(dy, x, mean, rstd, weight, out=out)
+        return functional.instance_norm_backward(dy, x, mean, rstd, weight, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.instance_norm(x, None, None, weight, bias, True, 0.0, self.eps)
