@@ -12,6 +12,7 @@ import numpy as np
 
 from .backend import Backend, _local_backend
 from .kernels import table
+from .plain import Calls
 
 Array = np.ndarray[Any, Any]
 
@@ -23,7 +24,7 @@ def _nothing(*_: Any) -> None:
 @cache
 def _idle() -> Backend:
     kernels: Any = SimpleNamespace(**{kernel.name: _nothing for kernel in table.KERNELS})
-    return Backend("idle", {"nchw": kernels, "nc": kernels}, kernels, kernels, kernels)
+    return Backend("idle", {"nchw": kernels, "nc": kernels}, kernels, kernels, kernels, Calls())
 
 
 @contextmanager

@@ -231,7 +231,8 @@ def errors():
     assert np.isfinite(layer.backward(x).dx).all()
 
 
-for name in sys.argv[1:] or ["values", "trees", "state", "errors"]:
-    globals()[name]()
-if COMM.rank == 0:
-    print(f"{COMM.size} ranks agree")
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ["values", "trees", "state", "errors"]:
+        globals()[name]()
+    if COMM.rank == 0:
+        print(f"{COMM.size} ranks agree")
