@@ -1,11 +1,14 @@
 /* Sums of the columns of a block: a part of columns.h, once per storage type. Halves are added as
-   floats over at most 8 rows, then as doubles (see run_sums.h). */
+   floats over at most 8 rows, then as doubles (see run_sums.h, also about products). */
 
 #ifdef HALF
 #define ACC vec_f32
 #define ACC_WIDTH FLOATS
 #define ACC_READ LOAD
 #define MOST_ROWS 8
+#define LOWS(K) (K)
+#define FINITE(v) only_finite(v)
+#define ADD_PRODUCT(high, low, a, b) add_product(&(high), &(low), a, b)
 /* FLOATS doubles as floats, and floats added to doubles. */
 INLINE vec_f32 NAME(narrow)(const double *p) {
     vec_f32 v;
@@ -24,6 +27,9 @@ INLINE void NAME(add_to)(double *p, vec_f32 v) {
 #define ACC_WIDTH DOUBLES
 #define ACC_READ NAME(widen)
 #define MOST_ROWS 32
+#define LOWS(K) 0
+#define FINITE(v) (v)
+#define ADD_PRODUCT(high, low, a, b) ((high) += (a) * (b))
 INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
 INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
 #endif
@@ -95,13 +101,14 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
 
 #define SUM_GRADS(K)                                                                           \
     for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
-        ACC m[K], s[K], p[K], e[K];                                                            \
+        ACC m[K], s[K], p[K], e[K], low[K];                                                    \
         UNROLLED                                                                               \
         for (int u = 0; u < (K); u++) {                                                        \
             m[u] = NAME(narrow)(mean + j + u * ACC_WIDTH);                                     \
             s[u] = (ACC){0};                                                                   \
             p[u] = (ACC){0};                                                                   \
             e[u] = (ACC){0};                                                                   \
+            low[u] = (ACC){0};                                                                 \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             UNROLLED                                                                           \
@@ -111,7 +118,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
                 PREFETCH(x + at + ahead);                                                      \
                 ACC g = ACC_READ(dy + at), d = ACC_READ(x + at) - m[u];                        \
                 s[u] += g;                                                                     \
-                p[u] += g * d;                                                                 \
+                ADD_PRODUCT(p[u], low[u], g, d);                                               \
                 e[u] += d;                                                                     \
             }                                                                                  \
         UNROLLED                                                                               \
@@ -120,6 +127,8 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
             NAME(add_to)(product + j + u * ACC_WIDTH, p[u]);                                   \
             NAME(add_to)(rest + j + u * ACC_WIDTH, e[u]);                                      \
         }                                                                                      \
+        for (int u = 0; u < LOWS(K); u++)                                                      \
+            NAME(add_to)(product + j + u * ACC_WIDTH, FINITE(low[u]));                         \
     }
 
 /* sum += dy, product += dy * (x - mean), rest += x - mean. */
@@ -154,6 +163,9 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
 
 #undef SUM_GRADS
 
+#undef ADD_PRODUCT
+#undef FINITE
+#undef LOWS
 #undef MOST_ROWS
 #undef ACC_READ
 #undef ACC_WIDTH
