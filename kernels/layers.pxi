@@ -19,6 +19,7 @@ cdef extern from "Python.h":
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
 cdef extern from "layer.h" nogil:
+    float few_digits(double value)
     ctypedef struct Norm:
         double hi, lo, rstd, slope, mean_g_hi, mean_g_lo
         bint wide
@@ -67,7 +68,7 @@ cdef inline void split_mean(Job *job, Norm *norm, double hi, double lo, double r
     if job.storage != F64:
         norm.wide = is_wide(hi, rstd, rstd)
         if not norm.wide:
-            norm.hi = <float>(hi + lo)
+            norm.hi = few_digits(hi + lo) if job.itemsize == 2 else <float>(hi + lo)
             norm.lo = (hi - norm.hi) + lo
 
 
@@ -115,9 +116,10 @@ cdef inline void settle_backward(
     if count == 0.0:
         count = 1.0
     if job.mean != NULL:
-        # What the rounded mean leaves in the deviations comes off again.
+        # What the rounded mean leaves in the deviations comes off again. Of halves it is known
+        # better than it is summed: in float32, which cost dweight of equal rows 4e-6.
         mean = origin_of(job, job.mean[i])
-        lo = rest / count
+        lo = job.mean[i] - mean if job.itemsize == 2 else rest / count
         mean_g = sum / count
         product -= sum * lo
     split_mean(job, norm, mean, lo, job.rstd[i])

@@ -19,25 +19,29 @@ INLINE void NAME(wide_grads)(const RowGrads *at, const Norm *row, ptrdiff_t r) {
     }
 }
 
+#include "row_terms.h"
+
 /* Columns j to j + vectors * WIDTH or, if k is not 0, to j + k, of all rows; dx of the first row
    goes to `dx`, of the next one dx_pitch elements after it. */
 INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *at,
-                           const REAL (*coefficients)[6], ptrdiff_t j, const int vectors,
-                           const ptrdiff_t k, const int stream, const int added) {
+                           const NAME(Coefficients) *coefficients, ptrdiff_t j,
+                           const int vectors, const ptrdiff_t k, const int stream,
+                           const int added) {
     const STORE *dy = (const STORE *)at->dy + j, *x = (const STORE *)at->x + j;
     const STORE *addend = (const STORE *)at->addend + (added ? j : 0);
     const REAL *weight = (const REAL *)at->weight + j;
-    VEC w[STRIP_VECTORS], dweight[STRIP_VECTORS], dbias[STRIP_VECTORS];
+    VEC w[STRIP_VECTORS];
+    NAME(Terms) terms[STRIP_VECTORS];
 #define STORED(p) (k ? NAME(load_some)(p, k) : NAME(load)((p) + u * WIDTH))
     UNROLLED
     for (int u = 0; u < vectors; u++) {
         w[u] = k ? COMPUTE(load_some)(weight, k) : COMPUTE(load)(weight + u * WIDTH);
-        dweight[u] = dbias[u] = (VEC){0};
+        NAME(no_terms)(terms + u);
     }
     for (ptrdiff_t r = 0; r < at->rows; r++) {
-        const REAL hi = coefficients[r][0], lo = coefficients[r][1], rstd = coefficients[r][2];
-        const REAL slope = coefficients[r][3];
-        const REAL mean_hi = coefficients[r][4], mean_lo = coefficients[r][5];
+        const REAL *by = coefficients[r].dx;
+        const REAL hi = by[0], lo = by[1], rstd = by[2], slope = by[3];
+        const REAL mean_hi = by[4], mean_lo = by[5];
         UNROLLED
         for (int u = 0; u < vectors; u++) {
             if ((u * WIDTH) % LINE == 0)
@@ -49,8 +53,17 @@ INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *
                 rstd * ((w[u] * gradient - mean_hi) - (deviation * slope + mean_lo));
             if (added)
                 found += past;
-            dweight[u] += gradient * (deviation * rstd);
-            dbias[u] += gradient;
+#ifdef HALF
+            NAME(add_terms)(terms + u, gradient, element, coefficients + r);
+#else
+            if (k) {
+                REAL some[2][WIDTH];
+                COMPUTE(store)(some[0], gradient);
+                COMPUTE(store)(some[1], element);
+                NAME(add_terms)(terms + u, some[0], some[1], coefficients + r);
+            } else
+                NAME(add_terms)(terms + u, dy + u * WIDTH, x + u * WIDTH, coefficients + r);
+#endif
             if (k)
                 NAME(store_some)(dx, found, k);
             else if (stream)
@@ -65,28 +78,20 @@ INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *
             addend += at->pitch;
     }
 #undef STORED
-    if (k) {
-        for (ptrdiff_t i = 0; i < k; i++) {
-            at->dweight[j + i] += dweight[0][i];
-            at->dbias[j + i] += dbias[0][i];
-        }
-        return;
-    }
     UNROLLED
-    for (int u = 0; u < vectors; u++) {
-        COMPUTE(add_lanes)(at->dweight + j + u * WIDTH, dweight[u]);
-        COMPUTE(add_lanes)(at->dbias + j + u * WIDTH, dbias[u]);
-    }
+    for (int u = 0; u < vectors; u++)
+        NAME(give_terms)(terms + u, at->dweight + j + u * WIDTH, at->dbias + j + u * WIDTH, k);
 }
 
-INLINE void NAME(strip_grads)(const RowGrads *at, const REAL (*coefficients)[6], ptrdiff_t j,
-                              const int vectors, const ptrdiff_t k, const int stream,
+INLINE void NAME(strip_grads)(const RowGrads *at, const NAME(Coefficients) *coefficients,
+                              ptrdiff_t j, const int vectors, const ptrdiff_t k, const int stream,
                               const int added) {
-    NAME(strip_to)((STORE *)at->dx + j, at->pitch, at, coefficients, j, vectors, k, stream, added);
+    STORE *dx = (STORE *)at->dx + j;
+    NAME(strip_to)(dx, at->pitch, at, coefficients, j, vectors, k, stream, added);
 }
 
-INLINE void NAME(all_strips)(const RowGrads *at, const REAL (*coefficients)[6], const int stream,
-                             const int added) {
+INLINE void NAME(all_strips)(const RowGrads *at, const NAME(Coefficients) *coefficients,
+                             const int stream, const int added) {
     /* Rows that lie end to end and begin in the middle of a line share that line with the row
        before: it is put together here and streamed whole. Stored in two parts, it was first read
        from memory: (32768, 256) took 2.2 of the triad. */
@@ -127,16 +132,13 @@ INLINE void NAME(all_strips)(const RowGrads *at, const REAL (*coefficients)[6], 
 
 /* dx, and what the rows add to dweight and dbias. dx may be dy, x or addend. */
 KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
-    REAL coefficients[TOGETHER][6];
+    NAME(Coefficients) coefficients[TOGETHER];
     /* Streamed only where all rows begin at the same place of a line. */
     const int stream =
         at->stream && at->len >= 4 * LINE && (at->rows == 1 || at->pitch % LINE == 0);
     int wide = 0;
     for (ptrdiff_t r = 0; r < at->rows; r++) {
-        const double values[6] = {row[r].hi,    row[r].lo,        row[r].rstd,
-                                  row[r].slope, row[r].mean_g_hi, row[r].mean_g_lo};
-        for (int i = 0; i < 6; i++)
-            coefficients[r][i] = (REAL)values[i];
+        NAME(set_coefficients)(coefficients + r, row + r);
         wide |= row[r].wide;
     }
     if (wide)

@@ -9,8 +9,7 @@
 #include "layer.h"
 #include "partial.h"
 
-/* Rows whose gradients are taken together: their share of dweight and dbias stays in registers,
-   and for float32 it is a float32 sum of that many. */
+/* Rows whose gradients are taken together: their share of dweight and dbias stays in registers. */
 enum { TOGETHER = 8 };
 
 /* Rows of len elements, `pitch` apart. */
