@@ -18,6 +18,7 @@ import numpy as np
 
 from .intrinsics import memory
 from .jit import block, inline
+from .registers import origin_of
 
 HIGH, LOW, SCALE, SHIFT = 0, 1, 2, 3
 """Rows of forward coefficients: y = ((x - high) - low) * scale + shift."""
@@ -61,9 +62,9 @@ def squares(s1, s2, count):
 
 
 @inline
-def is_bad_shift(s1, s2, count, lane_size):
+def is_bad_shift(s1, s2, count, itemsize):
     """Whether the shift was so far from the mean that digits were lost."""
-    lost = _CANCELLATION_FLOAT32 if lane_size == 4 else _CANCELLATION_FLOAT64
+    lost = _CANCELLATION_FLOAT64 if itemsize == 8 else _CANCELLATION_FLOAT32
     return s1 * (s1 / count) > lost * squares(s1, s2, count)
 
 
@@ -187,7 +188,7 @@ def count_of(counts, g):
 
 
 @block
-def move_bad_shifts(shift, bad, sums, stride, counts, begin, end, lane_size):
+def move_bad_shifts(shift, bad, x, sums, stride, counts, begin, end):
     """Where digits were lost, the mean becomes the shift; returns how many that are.
 
     The sums of statistic g are those of cell g * stride.
@@ -196,10 +197,10 @@ def move_bad_shifts(shift, bad, sums, stride, counts, begin, end, lane_size):
     for g in range(begin, end):
         s1, s2 = total(sums, 0, g * stride), total(sums, 1, g * stride)
         count = max(count_of(counts, g), 1.0)
-        is_bad = is_bad_shift(s1, s2, count, lane_size)
+        is_bad = is_bad_shift(s1, s2, count, x.itemsize)
         bad[g] = np.float64(is_bad)
         if is_bad:
-            shift[g] += s1 / count
+            shift[g] = origin_of(x, shift[g] + s1 / count)
             moved += 1
     return moved
 
@@ -215,11 +216,21 @@ def put_moments(mean, m2, partial, shift, count):
 
 
 @block
-def put_totals(sum_dy, sum_dy_xmu, partial):
-    """The first two sums of cells."""
+def origins_of(x, means):
+    """Where the deviations of each statistic are taken from."""
+    found, of = np.empty(means.size), memory(x)
+    for g in range(means.size):
+        found[g] = origin_of(of, means[g])
+    return found
+
+
+@block
+def put_totals(sum_dy, sum_dy_xmu, partial, mean, centre):
+    """The first two sums of cells, whose deviations were taken from `centre`."""
     sums = sums_of(partial)
     for j in range(sum_dy.size):
-        sum_dy[j], sum_dy_xmu[j] = total(sums, 0, j), total(sums, 1, j)
+        sum_dy[j] = total(sums, 0, j)
+        sum_dy_xmu[j] = total(sums, 1, j) - (mean[j] - centre[j]) * sum_dy[j]
 
 
 @block
@@ -288,17 +299,21 @@ def finish_forward(
 
 @block
 def finish_backward(
-    dweights, dbiases, columns, d, sums, mean, rstd, counts, weight, training, begin, end
+    dweights, dbiases, columns, d, sums, mean, centre, rstd, counts, weight, training, begin, end
 ):
-    """Shares of cells in dweight and dbias, and their coefficients, for statistics begin to end."""
+    """Shares of cells in dweight and dbias, and their coefficients, for statistics begin to end.
+
+    Deviations were taken from `centre`; the mean lies `rest` beyond it.
+    """
     weights, period = weight
     for g in range(begin, end):
         count = max(count_of(counts, g), 1.0)
-        rest, by_mean, by_x = 0.0, 0.0, 0.0
+        rest, by_mean, by_x = mean[g] - centre[g], 0.0, 0.0
         if training:
+            rest = 0.0
             for j in range(g * d, (g + 1) * d):
                 rest += total(sums, 2, j)
-            rest /= count  # what the rounding of the mean left over
+            rest /= count  # with what the rounding of the mean left over
         for j in range(g * d, (g + 1) * d):
             w, sum_dy = np.float64(weights[j % period]), total(sums, 0, j)
             sum_dy_xmu = total(sums, 1, j) - rest * sum_dy
@@ -308,7 +323,7 @@ def finish_backward(
         by_mean, by_x, own = by_mean / count, by_x / count, count / d
         for j in range(g * d, (g + 1) * d):
             w = np.float64(weights[j % period])
-            put_backward(columns, j, mean[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
+            put_backward(columns, j, centre[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
 
 
 @block

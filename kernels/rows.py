@@ -1,7 +1,9 @@
 """Numba kernels of the rows family: a statistic is a row of m contiguous elements.
 
 Threads share the rows. A row is summed and then normalized while it lies in the cache; the sums
-ask for the rows after it meanwhile. Where mean is absent nothing is centred (RMS norm): the same
+ask for the rows after it meanwhile. Gradients are taken of a few rows together, column by column,
+so that their share of dweight and dbias stays in registers: backward of (32768, 1024) took 1.31 of
+Cython's time with a row at a time. Where mean is absent nothing is centred (RMS norm): the same
 code with a shift of 0.
 
 `table` says what the arguments are, `normcore.reference` what is computed.
@@ -16,6 +18,7 @@ from .coefficients import EMPTY, WIDE
 from .intrinsics import LINE_BYTES, address, compute_dtype, memory
 from .jit import block, inline, kernel, slab
 from .layers import (
+    COEFFICIENTS,
     LEAST_ROWS,
     add_units,
     coefficient_memory,
@@ -25,13 +28,14 @@ from .layers import (
     unit_count,
 )
 from .optional import array_or_empty, mask_or_empty
+from .registers import origin_of, summed_with
 from .runs import is_streamed
 from .weighted import (
+    TOGETHER,
     apply_row,
     flag_row,
     forward_scalars,
-    gradient_scalars,
-    grads_row,
+    grads_rows,
     row_grad_sums,
     row_statistics,
 )
@@ -40,12 +44,21 @@ from .weighted import (
 # additions, divisions and the root. So coefficients and flags are those of two rows.
 TURNS = 2
 
+GROUP_BYTES = 2**18
+"""Rows whose gradients are taken together hold at most this much of each array."""
+
 
 @inline
-def flag_memory(threads, mask, m, x):
-    """Flags of the elements of two rows, for every thread."""
-    length = TURNS * m if mask.size > 0 else 0
+def flag_memory(threads, rows, mask, m, x):
+    """Flags of the elements of some rows, for every thread."""
+    length = rows * m if mask.size > 0 else 0
     return np.empty((threads, length), compute_dtype(x))
+
+
+@inline
+def gradient_memory(threads, x):
+    """Coefficients of the rows whose gradients are taken together, for every thread."""
+    return np.empty((threads, COEFFICIENTS, TOGETHER), compute_dtype(x))
 
 
 @block
@@ -93,7 +106,7 @@ def forward(y, mean, rstd, x, residual, mask, weight, bias, eps, activation, r, 
         array_or_empty(mean, rstd),
     )
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    flags = flag_memory(threads, TURNS, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
@@ -108,7 +121,7 @@ def add_forward(y, total, mean, rstd, x, addend, weight, bias, eps, r, m, thread
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
     more, masks, means = array_or_empty(None, x), mask_or_empty(None), array_or_empty(mean, rstd)
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    flags = flag_memory(threads, TURNS, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
@@ -150,49 +163,64 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r
         )
 
 
+@inline
+def rows_together(itemsize, m):
+    """Rows whose sums are taken before their gradients: they still lie in the L2 cache then."""
+    return max(1, min(TOGETHER, GROUP_BYTES // (m * itemsize)))
+
+
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, flags, begin, end, r, m
+    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, kinds, lines, flags, begin,
+    end, r, m
 ):  # fmt: skip
     """dx of the rows of the units begin to end, and the sums of dweight and dbias.
 
     w is weight in the dtype that x is computed in, v in float64.
     """
     streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
+    # Columns of rows that begin at different places of a line cannot all be stored to whole ones.
+    streaming = streaming and m * x.itemsize % LINE_BYTES == 0
     masked, q, units = mask.size > 0, mask.size * m // x.size, partial.shape[0]
     to, parts, by, of, fused = memory(dx), memory(partial), memory(dy), memory(x), addend.size > 0
     more, masks, means, inverses = memory(addend), memory(mask), memory(mean), memory(rstd)
-    weights, precise, pitch, kept = memory(w), memory(v), narrow.shape[1], memory(flags)
-    a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
+    weights, precise, flag, shared = memory(w), memory(v), memory(flags), memory(lines)
+    a, e, kind, kept = memory(narrow), memory(exact), memory(kinds), (memory(flags), masked)
+    summed, together = summed_with(of, weights, precise), rows_together(x.itemsize, m)
     inputs, exact_inputs = (by, of, more, fused, weights), (by, of, more, fused, precise)
     for u in range(begin, end):
         low, high = slab(r, units, u)
-        for j in range(u * 2 * m, (u + 1) * 2 * m):
+        at = u * 2 * m
+        for j in range(at, at + 2 * m):
             parts[j] = 0.0
-        for i in range(low, high + 1):
-            last = kind
-            if i < high:
-                centred = means[i] if centre else 0.0
-                f = i % TURNS * m
-                count, _ = flag_row(kept, f, masks, i, q, m)
+        for row in range(low, high, together):
+            rows, wide = min(together, high - row), False
+            for k in range(rows):
+                i = row + k
+                centred = origin_of(of, means[i]) if centre else 0.0
+                count, _ = flag_row(flag, k * m, masks, i, q, m)
                 g, through_x, rest = row_grad_sums(
-                    by, of, precise, kept, f, masked, i * m, m, centred
+                    by, of, summed, flag, k * m, masked, i * m, m, centred
                 )
                 count = max(count, 1)
-                rest = rest / count if centre else 0.0  # what the rounding of the mean left over
+                # With what the rounding of the mean left over.
+                rest = rest / count if centre else 0.0
                 g = g if centre else 0.0
-                kind = put_gradient(
-                    a, e, pitch, i % TURNS, centred, rest, inverses[i], g / count,
+                kind[k] = put_gradient(
+                    a, e, TOGETHER, k, centred, rest, inverses[i], g / count,
                     (through_x - rest * g) / count, count
                 )  # fmt: skip
-            if i > low:
-                at, k, f = (i - 1) * m, (i - 1) % TURNS, (i - 1) % TURNS * m
-                if last == WIDE:
-                    c = gradient_scalars(e, pitch, k)
-                    grads_row(to, parts, u * 2 * m, exact_inputs, kept, f, masked, at, m, c, False)
+                wide = wide or kind[k] == WIDE
+            if not wide:
+                c = a, 0
+                grads_rows(to, shared, parts, at, inputs, kept, row * m, rows, m, c, streaming)
+                continue
+            for k in range(rows):
+                start, c, d = (row + k) * m, (a, k), (e, k)
+                if kind[k] == WIDE:
+                    grads_rows(to, shared, parts, at, exact_inputs, kept, start, 1, m, d, False)
                 else:
-                    d = gradient_scalars(a, pitch, k)
-                    grads_row(to, parts, u * 2 * m, inputs, kept, f, masked, at, m, d, streaming)
+                    grads_rows(to, shared, parts, at, inputs, kept, start, 1, m, c, False)
 
 
 @kernel
@@ -202,13 +230,15 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     more, masks, means = array_or_empty(addend, x), mask_or_empty(mask), array_or_empty(mean, rstd)
     units = unit_count(r, LEAST_ROWS)
     partial = np.empty((units, 2, m))
-    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    narrow, exact = gradient_memory(threads, x), gradient_memory(threads, rstd)
+    kinds = np.empty((threads, 2 * TOGETHER))
+    lines = np.empty((threads, (TOGETHER + 1) * LINE_BYTES // x.itemsize), x.dtype)
+    flags = flag_memory(threads, TOGETHER, masks, m, x)
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], flags[t],
-            begin, end, r, m
+            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], kinds[t],
+            lines[t], flags[t], begin, end, r, m
         )  # fmt: skip
     for t in prange(threads):
         begin, end = slab(m, threads, t)

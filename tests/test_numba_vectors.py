@@ -15,9 +15,9 @@ from normcore.kernels.intrinsics import (
     store,
     store_part,
     stream,
-    sum_lanes,
 )
 from normcore.kernels.jit import block
+from normcore.kernels.registers import sum_lanes
 from normcore.kernels.table import ACTIVATIONS
 
 from normcore import reference
