@@ -53,6 +53,12 @@ def line_zeros(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def one_line(typingctx: Any, x: Any) -> Any:
+    """Zeros for exactly a cache line of x, in what x is computed in."""
+    return _zeros(Vector(lane_dtype(x.dtype), LINE_BYTES * 8 // x.dtype.bitwidth), x)
+
+
+@intrinsic
 def row_zeros(typingctx: Any, x: Any) -> Any:
     """Several registers of zeros, whole lines, in what x is computed in."""
     return _zeros(_several(lane_dtype(x.dtype)), x)

@@ -56,6 +56,12 @@ def flag_memory(threads, rows, mask, m, x):
 
 
 @inline
+def line_memory(threads, lines, x):
+    """Lines of x that rows share, for every thread; no two threads write to one."""
+    return np.empty((threads, (lines + 1) * LINE_BYTES // x.itemsize), x.dtype)
+
+
+@inline
 def gradient_memory(threads, x):
     """Coefficients of the rows whose gradients are taken together, for every thread."""
     return np.empty((threads, COEFFICIENTS, TOGETHER), compute_dtype(x))
@@ -63,8 +69,8 @@ def gradient_memory(threads, x):
 
 @block
 def forward_share(
-    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, flags,
-    begin, end, m
+    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, lines,
+    sum_lines, flags, begin, end, m
 ):  # fmt: skip
     """Statistics and y of the rows begin to end."""
     streaming, centre, pitch = is_streamed(y, x), mean.size > 0, narrow.shape[1]
@@ -72,6 +78,7 @@ def forward_share(
         streaming = streaming and (address(y) - address(total)) % LINE_BYTES == 0
     masked, q = mask.size > 0, mask.size * m // x.size
     to, sums, of, plus = memory(y), memory(total), memory(x), memory(addend)
+    shared = memory(lines), memory(sum_lines)
     inputs = of, plus, memory(residual), residual.size > 0, memory(w), memory(b)
     means, inverses, masks, kept = memory(mean), memory(rstd), memory(mask), memory(flags)
     a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
@@ -88,12 +95,17 @@ def forward_share(
             kind = put_coefficients(a, e, pitch, i % TURNS, shift, rest, inverse)
         if i > begin:
             at, k, blank = (i - 1) * m, (i - 1) % TURNS, last == EMPTY
+            ends = i - 1 == begin, i == end
             if last == WIDE:
                 c = forward_scalars(e, pitch, k)
-                apply_row(to, None, sums, inputs, at, m, c, blank, activation, streaming)
+                apply_row(
+                    to, shared, ends, None, sums, inputs, at, m, c, blank, activation, streaming
+                )
             else:
                 d = forward_scalars(a, pitch, k)
-                apply_row(to, None, sums, inputs, at, m, d, blank, activation, streaming)
+                apply_row(
+                    to, shared, ends, None, sums, inputs, at, m, d, blank, activation, streaming
+                )
 
 
 @kernel
@@ -106,12 +118,12 @@ def forward(y, mean, rstd, x, residual, mask, weight, bias, eps, activation, r, 
         array_or_empty(mean, rstd),
     )
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, TURNS, masks, m, x)
+    lines, flags = line_memory(threads, TURNS, x), flag_memory(threads, TURNS, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
             y, None, means, rstd, x, None, more, masks, w, b, eps, activation, narrow[t], exact[t],
-            flags[t], begin, end, m
+            lines[t], None, flags[t], begin, end, m
         )  # fmt: skip
 
 
@@ -121,33 +133,35 @@ def add_forward(y, total, mean, rstd, x, addend, weight, bias, eps, r, m, thread
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
     more, masks, means = array_or_empty(None, x), mask_or_empty(None), array_or_empty(mean, rstd)
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, TURNS, masks, m, x)
+    lines, flags = line_memory(threads, TURNS, x), flag_memory(threads, TURNS, masks, m, x)
+    sum_lines = line_memory(threads, TURNS, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
             y, total, means, rstd, x, addend, more, masks, w, b, eps, 0, narrow[t], exact[t],
-            flags[t], begin, end, m
+            lines[t], sum_lines[t], flags[t], begin, end, m
         )  # fmt: skip
 
 
 @block
 def slope_share(
-    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, begin, end, m
+    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, lines, begin, end, m
 ):  # fmt: skip
     """Set g of the rows begin to end."""
     centre, pitch = mean.size > 0, narrow.shape[1]
     streaming = is_streamed(g, x) and is_streamed(g, dy)
     to, by, means, inverses = memory(g), memory(dy), memory(mean), memory(rstd)
     inputs = memory(x), None, memory(residual), residual.size > 0, memory(w), memory(b)
-    a, e = memory(narrow), memory(exact)
+    a, e, shared = memory(narrow), memory(exact), (memory(lines), None)
     for i in range(begin, end):
+        ends = i == begin, i + 1 == end
         kind = put_coefficients(a, e, pitch, 0, means[i] if centre else 0.0, 0.0, inverses[i])
         if kind == WIDE:
             c = forward_scalars(e, pitch, 0)
-            apply_row(to, by, None, inputs, i * m, m, c, False, activation, streaming)
+            apply_row(to, shared, ends, by, None, inputs, i * m, m, c, False, activation, streaming)
         else:
             d, blank = forward_scalars(a, pitch, 0), kind == EMPTY
-            apply_row(to, by, None, inputs, i * m, m, d, blank, activation, streaming)
+            apply_row(to, shared, ends, by, None, inputs, i * m, m, d, blank, activation, streaming)
 
 
 @kernel
@@ -156,11 +170,13 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
     more, means = array_or_empty(residual, x), array_or_empty(mean, rstd)
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
+    lines = line_memory(threads, TURNS, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         slope_share(
-            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], begin, end, m
-        )
+            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], lines[t], begin,
+            end, m
+        )  # fmt: skip
 
 
 @inline
@@ -232,7 +248,7 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     partial = np.empty((units, 2, m))
     narrow, exact = gradient_memory(threads, x), gradient_memory(threads, rstd)
     kinds = np.empty((threads, 2 * TOGETHER))
-    lines = np.empty((threads, (TOGETHER + 1) * LINE_BYTES // x.itemsize), x.dtype)
+    lines = line_memory(threads, TOGETHER + 1, x)
     flags = flag_memory(threads, TOGETHER, masks, m, x)
     for t in prange(threads):
         begin, end = slab(units, threads, t)

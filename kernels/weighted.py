@@ -27,10 +27,13 @@ from .intrinsics import (
     first,
     first_lane,
     load_as,
+    load_part_as,
     muladd,
     prefetch_as,
     rounded,
     splat,
+    store_part,
+    stream,
     where,
 )
 from .jit import block, inline
@@ -40,6 +43,7 @@ from .registers import (
     folded,
     get,
     line_zeros,
+    one_line,
     origin_of,
     row_zeros,
     sum_lanes,
@@ -160,8 +164,8 @@ def gradient_scalars(a, pitch, j):
 
 
 @inline
-def apply_part(y, dy, total, inputs, i, j, k, a, blank, activation, streaming, like):
-    """`apply_row` for k elements from j on."""
+def apply_part(to, sums, at, dy, inputs, i, k, j, a, blank, activation, streaming, like):
+    """`apply_row` for k elements from j on, stored at to[at], and their total at sums[at]."""
     x, addend, residual, fused, w, b = inputs
     high, low, scale = a
     v = source(x, addend, i + j, k, like)
@@ -173,27 +177,46 @@ def apply_part(y, dy, total, inputs, i, j, k, a, blank, activation, streaming, l
         z = activated(z, activation)
     else:  # Numba drops the branch that the type excludes
         z = take(dy, i + j, k, z) * activation_slope(z, activation)
-    if total is not None:
-        put(total, i + j, k, v, streaming)
-    put(y, i + j, k, z, streaming)
+    if sums is not None:
+        put(sums, at, k, v, streaming)
+    put(to, at, k, z, streaming)
 
 
 @inline
-def apply_row(y, dy, total, inputs, i, m, a, blank, activation, streaming):
+def apply_row(y, lines, ends, dy, total, inputs, i, m, a, blank, activation, streaming):
     """Set a row of y = activation(z), z being x_hat * weight + bias + residual.
 
     With dy, set the gradient before the activation, dy * slope(z). Where the row is `blank`, x
     does not count. The total of x and addend is stored where there is one.
+
+    A line that streamed rows share is put together in `lines` (of y and of total) and stored whole:
+    in two parts, it is first read from memory, and (131072, 256) took 1.75 of the copy, and 1.24
+    so. `ends` says whether the row is the first and the last of those that follow each other.
     """
-    like, lead = line_zeros(y), head(y, i, m, streaming)
-    lanes = like.lanes
-    stop = lead + (m - lead) // lanes * lanes
+    like, lead, line = line_zeros(y), head(y, i, m, streaming), LINE_BYTES // y.itemsize
+    lanes, rest = like.lanes, line - lead
+    shares = lead > 0 and m % line == 0
+    begun, kept, whole = shares and not ends[0], shares and not ends[1], one_line(y)
+    last = m - rest if kept else m
+    stop = lead + (last - lead) // lanes * lanes
     if lead > 0:
-        apply_part(y, dy, total, inputs, i, 0, lead, a, blank, activation, False, like)
+        to, at = (lines[0], rest) if begun else (y, i)
+        sums = lines[1] if begun else total
+        apply_part(to, sums, at, dy, inputs, i, lead, 0, a, blank, activation, False, like)
+    if begun:
+        stream(y, i - rest, load_as(lines[0], 0, whole))
+        if total is not None:
+            stream(total, i - rest, load_as(lines[1], 0, whole))
     for j in range(lead, stop, lanes):
-        apply_part(y, dy, total, inputs, i, j, lanes, a, blank, activation, streaming, like)
-    if stop < m:
-        apply_part(y, dy, total, inputs, i, stop, m - stop, a, blank, activation, False, like)
+        at = i + j
+        apply_part(y, total, at, dy, inputs, i, lanes, j, a, blank, activation, streaming, like)
+    if stop < last:
+        k, at = last - stop, i + stop
+        apply_part(y, total, at, dy, inputs, i, k, stop, a, blank, activation, False, like)
+    if kept:
+        apply_part(
+            lines[0], lines[1], 0, dy, inputs, i, rest, last, a, blank, activation, False, like
+        )
 
 
 @inline
@@ -279,7 +302,7 @@ def grads_rows(dx, lines, parts, at, inputs, kept, start, rows, m, a, streaming)
     """
     like, strip, line = line_zeros(dx), row_zeros(dx), LINE_BYTES // dx.itemsize
     lead = head(dx, start, m, streaming)
-    shared, rest = lead > 0 and rows > 1, line - lead
+    shared, rest, whole = lead > 0 and rows > 1, line - lead, one_line(dx)
     last = m - rest if shared else m
     if shared:
         grads_strip(
@@ -288,10 +311,10 @@ def grads_rows(dx, lines, parts, at, inputs, kept, start, rows, m, a, streaming)
         grads_strip(
             lines, line, line, parts, at, m, inputs, kept, start, rows, last, rest, a, False, like
         )
-        put(dx, start, lead, load_as(lines, rest, like), False)
+        store_part(dx, start, lead, load_part_as(lines, rest, lead, whole))
         for r in range(1, rows):
-            put(dx, start + r * m - rest, like.lanes, load_as(lines, r * line, like), True)
-        put(dx, start + rows * m - rest, rest, load_as(lines, rows * line, like), False)
+            stream(dx, start + r * m - rest, load_as(lines, r * line, whole))
+        store_part(dx, start + rows * m - rest, rest, load_as(lines, rows * line, whole))
     elif lead > 0:
         grads_strip(dx, start, m, parts, at, m, inputs, kept, start, rows, 0, lead, a, False, like)
     stop = lead + (last - lead) // strip.lanes * strip.lanes
