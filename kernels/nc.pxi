@@ -4,85 +4,107 @@
 # Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
 # pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of
 # columns, from the units' sums in order; elementwise, over units of rows again, backwards, because
-# the end of a thread's share is what the sums left in its cache. With many b a thread takes whole
-# ones through all sweeps; else each sweep is shared out.
+# the end of a thread's share is what the sums left in its cache. With many small b a thread takes
+# whole ones through all sweeps; else a team of all threads shares each sweep, over one b at a time
+# where it overflows a thread's cache, over all of them where there are few.
 #
 # Strips of columns that fit a core's cache, to read x once, lost: rows 4 KB apart share few cache
 # sets and touch a page each; (1024, 1024) took 540 us where this schedule took 400, and takes 290.
 
-from cython.parallel cimport prange
+from cython.parallel cimport parallel, prange, threadid
+from openmp cimport omp_get_num_threads
 
 include "nc_units.pxi"
 
 ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
 
 
-cdef void share(
-    step_t step, Job *job, Plan *plan, Py_ssize_t items, int threads, bint backwards
-) noexcept nogil:
-    # A thread's share of the items is the same in every sweep.
-    cdef int t
-    if threads == 1:
-        one_share(step, job, plan, 0, items, backwards)
-    else:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            one_share(
-                step, job, plan, items * t // threads, items * (t + 1) // threads, backwards)
+cdef struct Team:
+    # Thread `t` of `size` threads that share the work on `b` to `b_end`. Alone: 0 of 1.
+    int t, size
+    Py_ssize_t b, b_end
 
 
-cdef void one_share(
-    step_t step, Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, bint backwards
+cdef inline void units(
+    step_t step, Job *job, Plan *plan, const Team *team, bint backwards
 ) noexcept nogil:
-    cdef Py_ssize_t item
+    # This thread's share of the units, the same one in every sweep.
+    cdef Py_ssize_t start = team.b * plan.units, size = (team.b_end - team.b) * plan.units, item
+    cdef Py_ssize_t first = start + size * team.t // team.size
+    cdef Py_ssize_t last = start + size * (team.t + 1) // team.size
     for item in range(first, last):
         step(job, plan, first + last - 1 - item if backwards else item)
-    if job.stream and backwards:
+
+
+cdef inline void pieces(step_t step, Job *job, Plan *plan, const Team *team) noexcept nogil:
+    # This thread's share of the pieces; then all are done.
+    cdef Py_ssize_t start = team.b * plan.pieces, size = (team.b_end - team.b) * plan.pieces, item
+    for item in range(
+        start + size * team.t // team.size, start + size * (team.t + 1) // team.size
+    ):
+        step(job, plan, item)
+    wait(team)
+
+
+cdef inline void wait(const Team *team) noexcept nogil:
+    if team.size > 1:
+        team_barrier()
+
+
+cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept nogil:
+    if reduce:
+        pieces(piece_shifts, job, plan, team)
+        units(unit_sums, job, plan, team, False)
+        wait(team)
+        pieces(piece_first_totals, job, plan, team)
+        if any_of(plan.bad + team.b * plan.pieces, (team.b_end - team.b) * plan.pieces):
+            units(unit_sums, job, plan, team, False)
+            wait(team)
+            pieces(piece_last_totals, job, plan, team)
+    else:
+        pieces(piece_settle, job, plan, team)
+    if job.kind != NOTHING:
+        units(unit_elementwise, job, plan, team, True)
+
+
+cdef void b_by_b(
+    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size
+) noexcept nogil:
+    cdef Team team
+    cdef Py_ssize_t b
+    team.t, team.size = t, size
+    for b in range(first, last):
+        team.b, team.b_end = b, b + 1
+        sweeps(job, plan, reduce, &team)
+    if job.stream:
         stream_fence()
 
 
-cdef void one_b(Job *job, Plan *plan, Py_ssize_t b, bint reduce) noexcept nogil:
-    # All sweeps of one b.
-    cdef Py_ssize_t units = b * plan.units, units_end = units + plan.units
-    cdef Py_ssize_t pieces = b * plan.pieces, pieces_end = pieces + plan.pieces
-    if reduce:
-        one_share(piece_shifts, job, plan, pieces, pieces_end, False)
-        one_share(unit_sums, job, plan, units, units_end, False)
-        one_share(piece_first_totals, job, plan, pieces, pieces_end, False)
-        if any_of(plan.bad + pieces, plan.pieces):
-            one_share(unit_sums, job, plan, units, units_end, False)
-            one_share(piece_last_totals, job, plan, pieces, pieces_end, False)
-    else:
-        one_share(piece_settle, job, plan, pieces, pieces_end, False)
-    if job.kind != NOTHING:
-        one_share(unit_elementwise, job, plan, units, units_end, True)
-
-
-cdef void together(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
-    # Every sweep shared out over all b.
-    cdef Py_ssize_t units = plan.b * plan.units, pieces = plan.b * plan.pieces
-    # A piece is soon done: not worth a thread's wake-up until there are several.
-    cdef int settlers = threads if pieces >= 4 else 1
-    if reduce:
-        share(piece_shifts, job, plan, pieces, settlers, False)
-        share(unit_sums, job, plan, units, threads, False)
-        share(piece_first_totals, job, plan, pieces, settlers, False)
-        if any_of(plan.bad, pieces):
-            share(unit_sums, job, plan, units, threads, False)
-            share(piece_last_totals, job, plan, pieces, settlers, False)
-    else:
-        share(piece_settle, job, plan, pieces, settlers, False)
-    if job.kind != NOTHING:
-        share(unit_elementwise, job, plan, units, threads, True)
+cdef void all_b(Job *job, Plan *plan, bint reduce, int t, int size) noexcept nogil:
+    cdef Team team
+    team.t, team.size = t, size
+    team.b, team.b_end = 0, plan.b
+    sweeps(job, plan, reduce, &team)
+    if job.stream:
+        stream_fence()
 
 
 cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     # Whole b must leave the busiest thread at most a quarter above the average.
-    cdef Py_ssize_t b, most = (plan.b + threads - 1) // threads
-    if plan.b > 1 and 4 * most * threads <= 5 * plan.b:
-        for b in prange(plan.b, num_threads=threads, schedule="static"):
-            one_b(job, plan, b, reduce)
+    cdef Py_ssize_t most = (plan.b + threads - 1) // threads, b = plan.b
+    cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
+    cdef int t
+    if threads == 1:
+        b_by_b(job, plan, reduce, 0, b, 0, 1)
+    elif reduce and job.kind != NOTHING and read >= TEAM_BYTES:
+        with parallel(num_threads=threads):
+            b_by_b(job, plan, reduce, 0, plan.b, threadid(), omp_get_num_threads())
+    elif 4 * most * threads <= 5 * b:
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            b_by_b(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 0, 1)
     else:
-        together(job, plan, reduce, threads)
+        with parallel(num_threads=threads):
+            all_b(job, plan, reduce, threadid(), omp_get_num_threads())
 
 
 cdef int launch(

@@ -46,6 +46,7 @@ cdef struct Plan:
     Py_ssize_t strips
     Py_ssize_t block         # channels that are settled together: whole statistics
     Py_ssize_t blocks
+    bint again               # a team sums its block once more
     Py_ssize_t mask_channels # that share a row of the mask; 0: every plane has its row
 
 
@@ -104,7 +105,7 @@ cdef inline Py_ssize_t to_next_run(
         return plan.s
     if plane + 1 < plan.n:
         return (plan.c - channels + 1) * plan.s - bounds.start
-    return 0
+    return (1 - plane * plan.c) * plan.s - bounds.start
 
 
 cdef inline void run_sums(

@@ -20,6 +20,7 @@ include "array.pxi"
 from normcore.kernels import schedule as _schedule
 
 cdef Py_ssize_t STREAM_BYTES = _schedule.STREAM_BYTES
+cdef Py_ssize_t TEAM_BYTES = _schedule.TEAM_BYTES
 cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
 
 cdef extern from "Python.h":
@@ -40,6 +41,17 @@ cdef extern from "simd.h" nogil:
     double nearest_f16(double value)
     double nearest_bf16(double value)
     void stream_fence()
+
+# All threads of the parallel region meet here.
+cdef extern from *:
+    """
+    static void team_barrier(void) {
+    #ifdef _OPENMP
+        _Pragma("omp barrier")
+    #endif
+    }
+    """
+    void team_barrier() noexcept nogil
 
 # The elementwise part of a pass.
 cdef enum Elementwise:

@@ -36,6 +36,12 @@ RUN_BYTES = 4096
 """nchw: channels are taken together until n runs of at least this many bytes lie contiguous;
 shorter runs are too short for the hardware's prefetching."""
 
+TEAM_BYTES = 2 * 2**20
+"""Threads share a block of channels (nchw) or a b (nc) of which they read at least this much. On
+cores of 2 MB L2 and float32, two threads took 1.17 instead of 1.31 of the copy forward and 1.35
+instead of 1.47 of the triad backward on (2, 3, 427, 640), and 1.61 instead of 1.70 backward on
+(32, 64, 112, 112); forward there, with 1.6 MB, the same."""
+
 NOGIL_SIZE = 8192
 """Below this many elements the Cython kernels keep the GIL: letting it go and taking it back costs
 0.1 us, an element 0.1 ns."""

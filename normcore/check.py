@@ -64,6 +64,18 @@ def plain(name: str, values: Any) -> Array:
     return found
 
 
+def stored(name: str, values: Any) -> Array:
+    """A plain array of any dtype of NumPy, as weights are stored: bfloat16 becomes float32.
+
+    NumPy has no bfloat16: that of ml_dtypes is no floating-point type to it, and PyTorch's it
+    cannot read at all.
+    """
+    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
+        values = values.float()
+    found = plain(name, values)
+    return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+
+
 def channel_axis(axis: int, x: Array) -> int:
     """The channel axis of x, not negative."""
     ndim = x.ndim

@@ -198,8 +198,8 @@ class Layer:
         Parameters
         ----------
         state : mapping of str to array_like
-            From `state_dict`, or from a PyTorch module. Floating-point values are converted to
-            the dtype of this layer.
+            From `state_dict`, or from a PyTorch module. Floating-point values (bfloat16 too) are
+            converted to the dtype of this layer.
         strict : bool, optional
             Insist on exactly this layer's keys.
 
@@ -216,6 +216,18 @@ class Layer:
             For values that are not numbers of the right kind. After an error the layer is as it
             was.
         """
+        result, targets, values = self.matched(state, strict)
+        with self._lock:
+            assign(targets, values)
+        return result
+
+    def matched(
+        self, state: Mapping[str, Any], strict: bool = True
+    ) -> tuple[LoadResult, list[Array], list[Array]]:
+        """What `load_state_dict` finds, what it writes to, and what it writes; raises as it does.
+
+        `normcore.weights` checks several layers with it before it changes any.
+        """
         own = self._arrays()
         result = LoadResult(
             [name for name in own if name not in state],
@@ -229,9 +241,7 @@ class Layer:
             )
         names = [name for name in own if name in state]
         values = [_entry(name, state[name], own[name]) for name in names]
-        with self._lock:
-            assign([own[name] for name in names], values)
-        return result
+        return result, [own[name] for name in names], values
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
@@ -249,7 +259,7 @@ class Layer:
 
 
 def _entry(name: str, values: Any, own: Array) -> Array:
-    found = check.plain(name, values)
+    found = check.stored(name, values)
     kind, expected = (
         (np.floating, "floating-point numbers")
         if issubclass(own.dtype.type, np.floating)

@@ -103,6 +103,20 @@ def layer(kept: Array, shape: tuple[int, ...], view: LayerView) -> Array:
     return _bytes(np.broadcast_to(kept, [shape[i] for i in order]))
 
 
+def pack(values: Array, kept: Array, axis: int) -> Array:
+    """The values of the positions that count, copied: (positions, channels).
+
+    Examples
+    --------
+    >>> x = np.arange(6).reshape(1, 2, 3)
+    >>> pack(x, positions([1, 0, 1], (1, 2, 3), 1), 1)
+    array([[0, 3],
+           [2, 5]])
+    """
+    packed: Array = np.moveaxis(values, axis, -1)[kept]
+    return packed
+
+
 def _bytes(kept: Array) -> Array:
     # A byte of a boolean is 0 or 1 already, so that a plain mask is not copied.
     return np.ascontiguousarray(kept).view(np.uint8)

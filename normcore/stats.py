@@ -252,7 +252,7 @@ def _blocks(x: Array, axis: int, kept: Array | None) -> Iterator[tuple[Array, in
         values = x[:, piece] if along else x[piece]
         if kept is not None:
             # Of kept, whose axes are those of x without the channel axis, it is the first.
-            values = np.moveaxis(values, axis, -1)[kept[piece]]
+            values = masks.pack(values, kept[piece], axis)
         if values.size:
             yield values.astype(dtype, copy=False), axis if kept is None else 1
 
@@ -305,6 +305,11 @@ class _Pool(ChannelStats):
     def update(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> None:
         before = self.count
         super().update(x, mask=mask)
+        self.batches += self.count > before
+
+    def merge(self, other: ChannelStats) -> None:
+        before = self.count
+        super().merge(other)
         self.batches += self.count > before
 
 

@@ -7,8 +7,10 @@ from arrays import SHAPES, assert_close, case, tolerance
 import normcore as nc
 from normcore.functional import (
     batch_norm,
+    batch_norm_backward,
     batch_norm_backward_apply,
     batch_norm_backward_reduce,
+    batch_norm_forward,
 )
 
 
@@ -46,6 +48,30 @@ def test_parts_of_a_batch_are_the_batch(backend, shape, axis, first, dtype):
         np.testing.assert_array_equal(out, dx)
 
 
+@pytest.mark.parametrize("out", [None, "x", "dy"])
+@pytest.mark.parametrize(("shape", "axis"), [((7, 3), 1), ((6, 4, 5), 1), ((4, 3, 5, 2), -1)])
+def test_masked_parts_are_the_masked_batch(backend, shape, axis, out):
+    t = case(shape, axis, np.float32)
+    x, mask = t.x.copy(), np.random.default_rng(0).random(np.delete(shape, axis)) < 0.6
+    np.moveaxis(x, axis, -1)[~mask] = np.nan
+    _, mean, rstd = batch_norm_forward(x, axis=axis, mask=mask)
+    wanted = batch_norm_backward(t.dy, x, mean, rstd, t.weight, axis=axis, mask=mask)
+    parts = [slice(0, 1), slice(1, 1), slice(1, None)]
+    given = {"axis": axis}
+    sums = [batch_norm_backward_reduce(t.dy[p], x[p], mean, mask=mask[p], **given) for p in parts]
+    sum_dy, sum_dy_xmu = np.sum(sums, axis=0)
+    assert_close(sum_dy, wanted.dbias, 1e-6, np.sqrt(t.count))
+    saved = (mean, rstd, sum_dy, sum_dy_xmu, mask.sum(), t.weight)
+    for p in parts:
+        arrays = {"x": x[p].copy(), "dy": t.dy[p].copy(), None: None}
+        dx = batch_norm_backward_apply(
+            arrays["dy"], arrays["x"], *saved, mask=mask[p], out=arrays[out], **given
+        )
+        assert out is None or dx is arrays[out]
+        assert_close(dx, wanted.dx[p], 2e-6)
+        assert not np.moveaxis(dx, axis, -1)[~mask[p]].any()
+
+
 def test_an_empty_part_adds_nothing(backend):
     x = np.zeros((0, 3, 4), np.float32)
     sums = batch_norm_backward_reduce(x, x, np.ones(3))
@@ -62,6 +88,7 @@ def test_an_empty_part_adds_nothing(backend):
         ({"sum_dy": np.ones(2)}, ValueError, r"sum_dy: expected shape \(3,\), got \(2,\)"),
         ({"sum_dy_xmu": None}, ValueError, "sum_dy_xmu: expected an array of shape"),
         ({"dy": np.ones((3, 3))}, ValueError, "dy: expected x's shape"),
+        ({"mask": np.ones(3, bool)}, ValueError, r"mask: expected shape \(4,\)"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):

@@ -3,6 +3,7 @@
 The forward has its halves already: `normcore.ChannelStats` takes the moments of each part and
 merges them, `batch_norm` normalizes each part by what came out. Here are the halves of the
 backward: sums over each part, which are added, and the gradient of each part from the total.
+`normcore.ranks` does all of it for processes that send each other one message per pass.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import backend, check
-from ..view import batch, conform, flat
+from .. import backend, check, masks
+from ..view import View, batch, conform, empty, flat
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -30,7 +31,12 @@ class GradientSums(NamedTuple):
 
 
 def batch_norm_backward_reduce(
-    dy: ArrayLike, x: ArrayLike, mean: ArrayLike, *, axis: int = 1
+    dy: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    *,
+    axis: int = 1,
+    mask: ArrayLike | None = None,
 ) -> GradientSums:
     """The two sums of batch normalization's backward, over one part of a batch.
 
@@ -44,6 +50,8 @@ def batch_norm_backward_reduce(
         (C,), of the whole batch.
     axis : int, optional
         The channel axis.
+    mask : array_like, optional
+        As in the forward; what it keeps is copied.
 
     Returns
     -------
@@ -84,6 +92,9 @@ def batch_norm_backward_reduce(
     x = check.array("x", x)
     axis = check.channel_axis(axis, x)
     dy = check.same("dy", dy, x)
+    if mask is not None:
+        kept = masks.positions(mask, x.shape, axis)
+        x, dy, axis = masks.pack(x, kept, axis), masks.pack(dy, kept, axis), 1
     x, view = batch(x, axis)
     dy = conform(dy, view)
     channels = (view.channels,)
@@ -110,6 +121,7 @@ def batch_norm_backward_apply(
     *,
     axis: int = 1,
     out: Array | None = None,
+    mask: ArrayLike | None = None,
 ) -> Array:
     """Gradient of one part of a batch, from the sums over the whole batch.
 
@@ -131,6 +143,8 @@ def batch_norm_backward_apply(
         The channel axis.
     out : ndarray, optional
         Receives dx. May be dy or x.
+    mask : array_like, optional
+        As in the forward; dx is 0 where it is. What it keeps is copied.
 
     Returns
     -------
@@ -148,6 +162,7 @@ def batch_norm_backward_apply(
     total = check.number("count", count)
     if not 0 < total < np.inf:
         raise ValueError(f"count: expected a positive finite number, got {count!r}")
+    kept = None if mask is None else masks.positions(mask, x.shape, axis)
     x, view = batch(x, axis)
     dy = conform(dy, view)
     channels = (view.channels,)
@@ -157,12 +172,35 @@ def batch_norm_backward_apply(
     sum_dy_xmu = check.saved("sum_dy_xmu", sum_dy_xmu, channels)
     weight = check.parameter("weight", weight, channels)
     dx = check.destination(out, x, view, x, dy, mean, rstd, weight, sum_dy, sum_dy_xmu)
+    if kept is None:
+        _apply(dx, dy, x, view, mean, rstd, weight, sum_dy, sum_dy_xmu, total)
+        return check.deliver(dx, out)
+    dy = masks.pack(dy, kept, axis)
+    x, view = batch(masks.pack(x, kept, axis), 1)
+    some = empty(x.shape, x.dtype, view)
+    _apply(some, conform(dy, view), x, view, mean, rstd, weight, sum_dy, sum_dy_xmu, total)
+    dx[...] = 0
+    np.moveaxis(dx, axis, -1)[kept] = some
+    return check.deliver(dx, out)
+
+
+def _apply(
+    dx: Array,
+    dy: Array,
+    x: Array,
+    view: View,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None,
+    sum_dy: Array,
+    sum_dy_xmu: Array,
+    count: float,
+) -> None:
     if x.size:
         backend.current().channels[view.family].apply_grads(
             *(flat(dx, view), flat(dy, view), flat(x, view), mean, rstd, weight),
             *(sum_dy, sum_dy_xmu),
-            total,
+            count,
             *view.sizes,
             backend.threads(x.size),
         )
-    return check.deliver(dx, out)

@@ -40,8 +40,12 @@ def checked(
     mask: Any,
     residual: Any,
     activation: str | None,
+    part: bool = False,
 ) -> Checked:
-    """Of the arguments of a function; raises for those that are wrong, and writes nothing."""
+    """Of the arguments of a function; raises for those that are wrong, and writes nothing.
+
+    x may be a `part` of a batch, which may have one value per channel.
+    """
     x = check.array("x", x)
     axis = check.channel_axis(axis, x)
     eps = check.eps(eps)
@@ -52,7 +56,7 @@ def checked(
     if mask is not None:
         mask = masks.batch(mask, given, axis, view)
         kept = int(np.count_nonzero(mask))
-    if kept == 1 and x.size:
+    if kept == 1 and x.size and not part:
         by_mask = "" if mask is None else ", of which mask keeps 1 value per channel"
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {given}{by_mask}"
