@@ -86,7 +86,9 @@ def to_next_run(i, ch, begin, end, offset, length, n, c, s):
         return length
     if ch + 1 < end:
         return s
-    return (c - (end - begin) + 1) * s - offset if i + 1 < n else 0
+    if i + 1 < n:
+        return (c - (end - begin) + 1) * s - offset
+    return (1 - i * c) * s - offset  # of the next channel, while this one is finished
 
 
 @inline

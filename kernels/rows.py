@@ -200,9 +200,11 @@ def backward_share(
     masked, q, units = mask.size > 0, mask.size * m // x.size, partial.shape[0]
     to, parts, by, of, fused = memory(dx), memory(partial), memory(dy), memory(x), addend.size > 0
     more, masks, means, inverses = memory(addend), memory(mask), memory(mean), memory(rstd)
-    weights, precise, flag, shared = memory(w), memory(v), memory(flags), memory(lines)
-    a, e, kind, kept = memory(narrow), memory(exact), memory(kinds), (memory(flags), masked)
+    weights, precise, shared = memory(w), memory(v), memory(lines)
+    a, e, kind, flag = memory(narrow), memory(exact), memory(kinds), memory(flags)
     summed, together = summed_with(of, weights, precise), rows_together(x.itemsize, m)
+    ahead = together * m
+    kept = flag, masked, ahead
     inputs, exact_inputs = (by, of, more, fused, weights), (by, of, more, fused, precise)
     for u in range(begin, end):
         low, high = slab(r, units, u)
@@ -216,7 +218,7 @@ def backward_share(
                 centred = origin_of(of, means[i]) if centre else 0.0
                 count, _ = flag_row(flag, k * m, masks, i, q, m)
                 g, through_x, rest = row_grad_sums(
-                    by, of, summed, flag, k * m, masked, i * m, m, centred
+                    by, of, summed, flag, k * m, masked, i * m, m, centred, ahead
                 )
                 count = max(count, 1)
                 # With what the rounding of the mean left over.

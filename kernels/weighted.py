@@ -232,16 +232,17 @@ def grad_sums_part(s1, s2, s3, dy, x, w, flags, f, masked, i, j, k, mean):
 
 
 @inline
-def row_grad_sums(dy, x, w, flags, f, masked, i, m, mean):
-    """(sum of g = dy * weight, of g * (x - mean), of x - mean) of a row."""
-    t1, t2, t3, ahead = splat(0.0), splat(0.0), splat(0.0), AHEAD_BYTES // x.itemsize
-    zero = sum_zeros(x)
+def row_grad_sums(dy, x, w, flags, f, masked, i, m, mean, ahead):
+    """(sum of g = dy * weight, of g * (x - mean), of x - mean) of a row.
+
+    Asks for the x that is summed `ahead` elements later; `grads_part` asks for the dy.
+    """
+    t1, t2, t3, zero = splat(0.0), splat(0.0), splat(0.0), sum_zeros(x)
     whole, each = m // zero.lanes * zero.lanes, block_length(x, m, zero)
     for begin in range(0, m, each):
         s1, s2, s3, end = zero, zero, zero, min(begin + each, m)
         for j in range(begin, min(end, whole), zero.lanes):
             k = zero.lanes
-            prefetch_as(dy, i + j + ahead, zero)
             prefetch_as(x, i + j + ahead, zero)
             s1, s2, s3 = grad_sums_part(s1, s2, s3, dy, x, w, flags, f, masked, i, j, k, mean)
         if end > whole:
@@ -255,7 +256,7 @@ def row_grad_sums(dy, x, w, flags, f, masked, i, m, mean):
 def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, like):
     """`grads_strip` for k elements from j on, of which as many are taken as `like` has lanes."""
     dy, x, addend, fused, w = inputs
-    flags, masked = kept
+    flags, masked, ahead = kept
     columns, slot = a
     weights = get(w, j, k, like)
     s1 = weights - weights
@@ -264,6 +265,8 @@ def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, 
         coefficients = gradient_scalars(columns, TOGETHER, slot + r)
         high, low, scale = coefficients[0], coefficients[1], coefficients[2]
         i = start + r * m + j
+        if k == like.lanes:
+            prefetch_as(dy, i + ahead, like)
         v, h = take(x, i, k, s1), take(dy, i, k, s1)
         value, x_hat = gradient(h, weights, v, coefficients), ((v - high) - low) * scale
         if masked:
