@@ -23,7 +23,6 @@ from .layers import (
     add_units,
     coefficient_memory,
     parameter,
-    put_coefficients,
     put_gradient,
     unit_count,
 )
@@ -36,6 +35,7 @@ from .weighted import (
     flag_row,
     forward_scalars,
     grads_rows,
+    put_row,
     row_grad_sums,
     row_statistics,
 )
@@ -92,7 +92,7 @@ def forward_share(
             inverses[i] = inverse
             if centre:
                 means[i] = shift + rest
-            kind = put_coefficients(a, e, pitch, i % TURNS, shift, rest, inverse)
+            kind = put_row(a, e, pitch, i % TURNS, of, shift, rest, inverse)
         if i > begin:
             at, k, blank = (i - 1) * m, (i - 1) % TURNS, last == EMPTY
             ends = i - 1 == begin, i == end
@@ -155,7 +155,9 @@ def slope_share(
     a, e, shared = memory(narrow), memory(exact), (memory(lines), None)
     for i in range(begin, end):
         ends = i == begin, i + 1 == end
-        kind = put_coefficients(a, e, pitch, 0, means[i] if centre else 0.0, 0.0, inverses[i])
+        mean_of = means[i] if centre else 0.0
+        shift = origin_of(inputs[0], mean_of)
+        kind = put_row(a, e, pitch, 0, inputs[0], shift, mean_of - shift, inverses[i])
         if kind == WIDE:
             c = forward_scalars(e, pitch, 0)
             apply_row(to, shared, ends, by, None, inputs, i * m, m, c, False, activation, streaming)

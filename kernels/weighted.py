@@ -37,7 +37,7 @@ from .intrinsics import (
     where,
 )
 from .jit import block, inline
-from .layers import G_HIGH, G_LOW, SLOPE, gradient
+from .layers import G_HIGH, G_LOW, SLOPE, gradient, put_coefficients
 from .registers import (
     block_length,
     folded,
@@ -145,6 +145,20 @@ def row_statistics(x, addend, flags, masked, i, m, count, start, centre, eps):
 
 
 @inline
+def put_row(narrow, exact, pitch, j, x, shift, rest, rstd):
+    """`put_coefficients` of a row whose mean is shift + rest.
+
+    Of halves, with less to do for each element: x_hat = (x - high) * scale + low. high is a half,
+    so that the difference is exact; the mean lies less than a deviation beyond it.
+    """
+    kind = put_coefficients(narrow, exact, pitch, j, shift, rest, rstd)
+    if x.itemsize == 2:
+        narrow[HIGH * pitch + j] = exact[HIGH * pitch + j] = shift
+        narrow[LOW * pitch + j] = exact[LOW * pitch + j] = -rest * rstd
+    return kind
+
+
+@inline
 def forward_scalars(a, pitch, j):
     """Coefficients of x_hat, as scalars that a loop can keep in registers."""
     return a[HIGH * pitch + j], a[LOW * pitch + j], a[SCALE * pitch + j]
@@ -169,7 +183,8 @@ def apply_part(to, sums, at, dy, inputs, i, k, j, a, blank, activation, streamin
     x, addend, residual, fused, w, b = inputs
     high, low, scale = a
     v = source(x, addend, i + j, k, like)
-    x_hat = ((cast(first(v, 0) if blank else v, high) - high) - low) * scale
+    deviation = cast(first(v, 0) if blank else v, high) - high
+    x_hat = muladd(deviation, scale, low) if x.itemsize == 2 else (deviation - low) * scale
     z = muladd(x_hat, take(w, j, k, x_hat), take(b, j, k, x_hat))
     if fused:
         z = z + take(residual, i + j, k, z)
