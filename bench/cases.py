@@ -1,72 +1,21 @@
-"""The list of cases: layers, shapes, layouts, dtypes, and the real data that fills them.
-
-Nothing here is random. Images come from scikit-learn's two photographs (pixel values 0..255),
-tables from its handwritten digits; both ship inside the installed package. Larger working sets
-are cut from the same data: every channel of every sample is a crop at its own offset, so that no
-two channels hold the same numbers.
-"""
+"""The one list of cases: layers on the shapes of real networks, from L1 to beyond the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Shape = tuple[int, ...]
+from bench.data import Array, Shape, crops, table, whole_photographs
+
 Layer = Literal["batch", "group", "instance", "layer", "rms"]
 
-
-@lru_cache(maxsize=1)
-def photographs() -> Array:
-    """Both photographs, (2, 427, 640, 3) uint8."""
-    from sklearn.datasets import load_sample_images
-
-    return np.stack(load_sample_images().images)
-
-
-@lru_cache(maxsize=1)
-def digits() -> Array:
-    """8x8 images of handwritten digits as rows, (1797, 64), values 0..16."""
-    from sklearn.datasets import load_digits
-
-    return np.asarray(load_digits().data)
-
-
-def whole_photographs(shape: Shape, shift: int) -> Array:
-    """The photographs as they are, (n, 3, 427, 640), sample i being photograph i + shift."""
-    images = np.roll(photographs(), shift, axis=0)
-    return np.resize(images, (shape[0], *images.shape[1:])).transpose(0, 3, 1, 2)
-
-
-def crops(shape: Shape, shift: int) -> Array:
-    """(n, c, h, w): channel j of sample i is one colour of one photograph, cropped."""
-    n, c, height, width = shape
-    images = photographs()
-    found = np.empty(shape, np.uint8)
-    for i in range(n):
-        for j in range(c):
-            step = i * c + j + shift
-            top = 37 * step % (images.shape[1] - height + 1)
-            left = 53 * step % (images.shape[2] - width + 1)
-            image = images[(i + shift) % 2, top : top + height, left : left + width]
-            found[i, j] = image[:, :, j % 3]
-    return found
-
-
-def table(shape: Shape, shift: int) -> Array:
-    """(n, c, ...): the digits, repeated downwards and, each time rolled, to the right."""
-    n, c, *others = shape
-    rows = digits()
-    blocks = -(-c // rows.shape[1])
-    wide = np.hstack([np.roll(rows, 101 * block + shift, axis=0) for block in range(blocks)])
-    filled = np.resize(wide[:, :c].astype(np.uint8), (n * prod(others), c))
-    return np.moveaxis(filled.reshape(n, *others, c), -1, 1)
+SUFFIX = {"float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+"""dtype -> what a case of that dtype ends in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +36,12 @@ class Case:
     residual: bool = False
     addend: bool = False
     """Whether something is added first, and both the sum and its norm are wanted."""
-    target: bool = False
-    """Whether the targets of `bench.targets` are promised for it."""
+    every: bool = False
+    """Whether the unfused passes are measured too."""
+    offset: float = 0.0
+    """What is added to x, in its standard deviations."""
+    model: str = ""
+    """Where such an array comes from."""
 
     @property
     def channels(self) -> int:
@@ -99,13 +52,18 @@ class Case:
         return prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Of x."""
+        return self.elements * self.storage.itemsize
+
+    @property
     def fused(self) -> bool:
         """Whether something is fused into the norm, and the unfused composition is a rival."""
         return self.activation is not None or self.residual or self.addend
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The dtype of x; parameters are float32 whatever it is."""
+        """The dtype of x; parameters are float32 unless it is float64."""
         return np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
 
     @property
@@ -113,7 +71,14 @@ class Case:
         added = ("add" if self.addend else "", f"{self.layer} norm")
         after = ("residual" if self.residual else "", self.activation or "")
         what = " + ".join(word for word in (*added, *after) if word)
-        return f"{self.name} {self.shape}, {what}, {self.dtype}"
+        origin = f", {self.model}" if self.model else ""
+        return f"{self.name} {self.shape}, {what}, {self.dtype}{origin}"
+
+    def of_dtype(self, dtype: str) -> Case:
+        """The same case in another dtype, named after it."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, name=f"{self.name}-{SUFFIX[dtype]}", dtype=dtype, every=False)
 
     def values(self, shift: int) -> Array:
         """The data in this case's layout, C-contiguous."""
@@ -124,43 +89,68 @@ class Case:
         return np.ascontiguousarray(filled, np.float32)
 
 
-BATCH = (
-    Case("photos", (2, 3, 427, 640), 1, whole_photographs),
-    Case("photos-last", (2, 427, 640, 3), 3, whole_photographs),
-    Case("digits", (1797, 64), 1, table),
-    Case("nchw-56", (32, 64, 56, 56), 1, crops, target=True),
-    Case("nchw-112", (32, 64, 112, 112), 1, crops, target=True),
-    Case("nc-1024", (1024, 1024), 1, table, target=True),
-    Case("nc-65536", (65536, 256), 1, table, target=True),
-    Case("last-56", (32, 56, 56, 64), 3, crops, target=True),
+IMAGES = (
+    Case("photos", (2, 3, 427, 640), 1, whole_photographs, every=True, model="photographs"),
+    Case("photos-last", (2, 427, 640, 3), 3, whole_photographs, model="photographs"),
+    Case("nchw-112", (32, 64, 112, 112), 1, crops, model="ResNet-50"),
+    Case("nchw-56", (32, 64, 56, 56), 1, crops, model="ResNet-50"),
+    Case("nchw-28", (32, 512, 28, 28), 1, crops, model="ResNet-50"),
+    Case("nchw-14", (32, 1024, 14, 14), 1, crops, model="ResNet-50"),
+    Case("nchw-7", (32, 512, 7, 7), 1, crops, model="ResNet-50"),
+    Case("nchw-56-8", (8, 64, 56, 56), 1, crops, model="ResNet-50, 8 images"),
+    Case("nchw-56-1", (1, 64, 56, 56), 1, crops, model="ResNet-50, 1 image"),
+    Case("nchw-32", (64, 128, 32, 32), 1, crops, model="ResNet on 32x32 images"),
+    Case("last-56", (32, 56, 56, 64), 3, crops, model="ResNet-50", every=True),
+    Case("mobile-14", (8, 576, 14, 14), 1, crops, model="MobileNetV2"),
+    Case("mobile-7", (1, 1280, 7, 7), 1, crops, model="MobileNetV2, 1 image"),
+    Case("mobile-last", (32, 28, 28, 192), 3, crops, model="MobileNetV2"),
+    Case("unet-256", (2, 64, 256, 256), 1, crops, model="U-Net"),
 )
-FAMILY = (
-    Case("ln-768", (8, 128, 768), 2, table, "layer", target=True),
-    Case("ln-1024", (64, 512, 1024), 2, table, "layer", target=True),
-    Case("ln-256", (32, 4096, 256), 2, table, "layer", target=True),
-    Case("rms-768", (8, 128, 768), 2, table, "rms", target=True),
-    Case("rms-1024", (64, 512, 1024), 2, table, "rms", target=True),
-    Case("rms-256", (32, 4096, 256), 2, table, "rms", target=True),
-    Case("ln-channels", (32, 96, 56, 56), 1, crops, "layer"),
-    Case("gn-56", (8, 256, 56, 56), 1, crops, "group", 32, target=True),
-    Case("in-128", (8, 64, 128, 128), 1, crops, "instance", target=True),
-    Case("in-128-last", (8, 128, 128, 64), 3, crops, "instance", target=True),
+TABLES = (
+    Case("mlp-64", (64, 64), 1, table, model="tabular MLP"),
+    Case("mlp-128", (256, 128), 1, table, model="tabular MLP"),
+    Case("digits", (1797, 64), 1, table, model="handwritten digits"),
+    Case("nc-1024", (1024, 1024), 1, table, model="tabular MLP", every=True),
+    Case("nc-65536", (65536, 256), 1, table, model="tabular MLP"),
 )
+SAMPLES = (
+    Case("ln-768", (8, 128, 768), 2, table, "layer", model="BERT"),
+    Case("bert-512", (32, 512, 768), 2, table, "layer", model="BERT"),
+    Case("vit-197", (8, 197, 768), 2, table, "layer", model="ViT-B/16"),
+    Case("ln-1024", (64, 512, 1024), 2, table, "layer", model="BERT-large"),
+    Case("ln-256", (32, 4096, 256), 2, table, "layer", model="long sequences"),
+    Case("rms-768", (8, 128, 768), 2, table, "rms", model="T5"),
+    Case("rms-1024", (64, 512, 1024), 2, table, "rms", model="T5-large"),
+    Case("rms-256", (32, 4096, 256), 2, table, "rms", model="long sequences"),
+    Case("ln-channels", (32, 96, 56, 56), 1, crops, "layer", model="ConvNeXt, channels-first"),
+    Case("ln-last", (32, 56, 56, 96), 3, crops, "layer", model="ConvNeXt"),
+    Case("gn-56", (8, 256, 56, 56), 1, crops, "group", 32, model="ResNet-50 with group norm"),
+    Case("gn-56-last", (8, 56, 56, 256), 3, crops, "group", 32, model="the same, channels-last"),
+    Case("gn-64", (2, 320, 64, 64), 1, crops, "group", 32, model="U-Net of a diffusion model"),
+    Case("in-128", (8, 64, 128, 128), 1, crops, "instance", model="style transfer"),
+    Case("in-128-last", (8, 128, 128, 64), 3, crops, "instance", model="style transfer"),
+)
+_NAMED = {case.name: case for case in (*IMAGES, *TABLES, *SAMPLES)}
 HALVES = (
-    Case("nchw-112-bf16", (32, 64, 112, 112), 1, crops, dtype="bfloat16", target=True),
-    Case("nc-65536-bf16", (65536, 256), 1, table, dtype="bfloat16", target=True),
-    Case("ln-1024-bf16", (64, 512, 1024), 2, table, "layer", dtype="bfloat16", target=True),
+    *(_NAMED[name].of_dtype("bfloat16") for name in ("nchw-112", "nc-65536", "ln-1024")),
+    *(_NAMED[name].of_dtype("float16") for name in ("nchw-112", "nc-65536", "ln-1024")),
+)
+DOUBLES = tuple(
+    _NAMED[name].of_dtype("float64")
+    for name in ("nchw-56", "nchw-56-8", "nc-1024", "last-56", "bert-512", "ln-768", "in-128")
 )
 FUSED = (
     Case(
         *("bn-add-relu", (32, 64, 56, 56), 1, crops),
-        residual=True, activation="relu", target=True,
+        residual=True, activation="relu", model="ResNet-50",
     ),
-    Case("ln-gelu", (16, 512, 1024), 2, table, "layer", activation="gelu", target=True),
-    Case("add-ln", (16, 512, 1024), 2, table, "layer", addend=True, target=True),
+    Case("ln-gelu", (16, 512, 1024), 2, table, "layer", activation="gelu", model="BERT-large"),
+    Case("add-ln", (16, 512, 1024), 2, table, "layer", addend=True, model="BERT-large"),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*BATCH, *FAMILY, *HALVES, *FUSED)
+CASES: tuple[Case, ...] = (*IMAGES, *TABLES, *SAMPLES, *HALVES, *DOUBLES, *FUSED)
 
 QUICK_ELEMENTS = 2_000_000
 """``--quick`` leaves out larger cases: their oracle alone takes seconds."""
+CACHED_BYTES = 16 << 20
+"""A case whose x is larger counts as beyond the cache; in between, the smallest has 19 MB."""

@@ -1,9 +1,8 @@
-"""Who computes: normcore's backends, their rivals, and the peers.
+"""Who computes: normcore's backends, their rivals, and the peers (`bench.peers`).
 
 An engine turns a problem and a task into a `Call`: a function of no arguments that writes into
 preallocated outputs, and those outputs under the table's names. An engine that has no such
-computation says None. The peers are written as a careful user of that library would: `out=`
-wherever there is one, no copies, its own layout.
+computation says None.
 
 Some promises are about normcore against itself: the same kernel on float32 arrays (`InFloat32`),
 a plain kernel with NumPy around it (`bench.unfused`). Those are engines too, so that they have
@@ -28,7 +27,7 @@ from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
 
-REFERENCE_ELEMENTS = 10_000_000
+REFERENCE_ELEMENTS = 2_000_000
 """The numpy backend takes seconds beyond: it would be most of the run's time."""
 
 
@@ -133,24 +132,31 @@ def _numpy(threads: int) -> Engine:
     return Normcore("numpy", SimpleNamespace(**kernels.FAMILIES), REFERENCE_ELEMENTS)
 
 
-def _textbook(threads: int) -> Engine:
-    found: Engine = import_module("bench.textbook").Textbook()
-    return found
+def _peer(module: str, name: str) -> Callable[[int], Engine]:
+    """How to make a peer that is told how many threads it may have."""
 
+    def make(threads: int) -> Engine:
+        found: Engine = getattr(import_module(f"bench.peers.{module}"), name)(threads)
+        return found
 
-def _torch(threads: int) -> Engine:
-    found: Engine = import_module("bench.pytorch").Torch(threads)
-    return found
+    return make
 
 
 ENGINES: dict[str, tuple[Callable[[int], Engine], tuple[str, ...]]] = {
     "cython": (_cython, tuple(f"normcore.kernels.{family}_cy" for family in PASSES)),
     "numba": (_numba, ("numba",)),
     "numpy": (_numpy, ()),
-    "textbook": (_textbook, ()),
-    "torch": (_torch, ("torch",)),
+    "textbook": (_peer("textbook", "Textbook"), ()),
+    "torch": (_peer("pytorch", "Torch"), ("torch",)),
+    "compiled": (_peer("compiled", "Compiled"), ("torch",)),
+    "onednn": (_peer("onednn", "OneDnn"), ("torch",)),
+    "onnxruntime": (_peer("onnx_runtime", "OnnxRuntime"), ("onnx", "onnxruntime")),
+    "jax": (_peer("jax_xla", "Jax"), ("jax",)),
 }
 """Name -> how to make it, and the modules without which it is not there."""
+PEERS = ("torch", "compiled", "onednn", "onnxruntime", "jax", "textbook")
+SLOW = ("compiled",)
+"""Three seconds of compilation per case: unless named, only where something is promised."""
 COMPILED = ("cython", "numba")
 
 

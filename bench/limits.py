@@ -9,7 +9,7 @@ these bytes can be far below it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,19 +20,21 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bench.problem import Problem
+from bench.problem import INPUTS, Problem
 from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
 
 LINE = 16
-"""Floats per store: one cache line. A line that is written whole needs no read first."""
+"""Words per store: one cache line. A line that is written whole needs no read first."""
 
 
 def _move_line(context: Any, builder: Any, signature: Any, values: Any, *, stream: bool) -> Any:
     """outputs[k][i:i+LINE] = the sum of inputs[...][i:i+LINE]; arguments outputs, inputs, i."""
-    vector = ir.VectorType(ir.FloatType(), LINE).as_pointer()
+    number = context.get_data_type(signature.args[1].dtype.dtype)
+    vector = ir.VectorType(number, LINE).as_pointer()
+    add = builder.fadd if isinstance(number, ir.FloatType) else builder.add
 
     def addresses(k: int) -> Any:
         for which in range(signature.args[k].count):
@@ -44,7 +46,7 @@ def _move_line(context: Any, builder: Any, signature: Any, values: Any, *, strea
     first, *others = (builder.load(address, align=4) for address in addresses(1))
     total = first
     for other in others:
-        total = builder.fadd(total, other)
+        total = add(total, other)
     for address in addresses(0):
         store = builder.store(total, address, align=64)
         if stream:
@@ -161,37 +163,45 @@ def thread_counts(threads: int) -> list[int]:
 def probes(problem: Problem, task: Task) -> dict[str, Callable[[], object]]:
     """Name -> call of every probe that moves what `task` moves, ready (compiled)."""
     given = problem.arguments
-    readable = [
-        given[name] for name in ("x", "dy", "residual", "addend") if given[name] is not None
-    ]
-    inputs = tuple(_floats(array) for array in readable[: task.reads])
+    readable = [given[name] for name in INPUTS if given[name] is not None]
     names = ("stream", *(name for name in ("total", "g") if name in task.outputs))
-    outputs = tuple(_floats(problem.stream(name)) for name in names[: task.writes])
+    written = [problem.stream(name) for name in names[: task.writes]]
+    return moves(readable[: task.reads], written, problem.threads)
+
+
+def moves(
+    readable: Sequence[Array], written: Sequence[Array], threads: int
+) -> dict[str, Callable[[], object]]:
+    """Every probe that reads some arrays and writes others, of one size and flat."""
+    inputs, outputs = (tuple(map(_words, arrays)) for arrays in (readable, written))
     if outputs:
-        name = _MOVES.get((task.reads, task.writes), f"{task.reads} in, {task.writes} out")
+        traffic = len(inputs), len(outputs)
+        name = _MOVES.get(traffic, "{} in, {} out".format(*traffic))
         kinds = [
             (name, _move, _move_threads),
             (f"streamed {name}", _move_streaming, _move_streaming_threads),
         ]
     else:
-        kinds = [_READS[task.reads]]
+        kinds = [_READS[len(inputs)]]
     found: dict[str, Callable[[], object]] = {}
     for name, serial, parallel in kinds:
-        for threads in thread_counts(problem.threads):
-            if threads == 1:
+        for count in thread_counts(threads):
+            if count == 1:
                 found[f"{name}, 1 thread"] = partial(serial, outputs, inputs, 0, inputs[0].size)
             else:
-                found[f"{name}, {threads} threads"] = partial(
-                    _with_threads, threads, parallel, outputs, inputs
+                found[f"{name}, {count} threads"] = partial(
+                    _with_threads, count, parallel, outputs, inputs
                 )
     for probe in found.values():
         probe()
     return found
 
 
-def _floats(array: Array) -> Array:
-    # The bytes of halves, too, move as float32; of an odd number of halves one is left.
-    return array[: array.nbytes // 4 * 4 // array.itemsize].view(np.float32)
+def _words(array: Array) -> Array:
+    # The bytes of other dtypes move as integers: as float32 some of them would be subnormal, which
+    # costs time of its own. Of an odd number of halves one is left.
+    word = np.float32 if array.dtype == np.float32 else np.int32
+    return array[: array.nbytes // 4 * 4 // array.itemsize].view(word)
 
 
 def _with_threads(threads: int, parallel: Any, outputs: Arrays, inputs: Arrays) -> object:

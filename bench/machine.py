@@ -11,7 +11,10 @@ from typing import Any
 
 from bench.engines import Engine
 
-PACKAGES = ("normcore", "numpy", "numba", "llvmlite", "cython", "torch", "scikit-learn")
+PACKAGES = (
+    *("normcore", "numpy", "numba", "llvmlite", "cython"),
+    *("torch", "onnxruntime", "jax", "scikit-learn"),
+)
 CACHES = {
     "l1_data_cache_size": "L1d",
     "l2_cache_size": "L2",

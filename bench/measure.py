@@ -9,7 +9,7 @@ refused: it is reported as wrong and never timed.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -30,8 +30,9 @@ TURN_SECONDS = 0.006
 """A turn repeats a call for this long: the first run brings the caches back, the next are warm."""
 REST_SECONDS = 0.002
 """Between turns: OpenMP's threads spin for about a millisecond before they leave the core."""
-INPUTS = ("x", "dy", "residual", "addend")
-PATIENCE_SECONDS = 0.4
+BATCH_SECONDS = 50e-6
+"""Shorter calls are timed in batches of about this long: asking the clock takes 60 ns."""
+PATIENCE_SECONDS = 0.15
 """Who has used this much in one comparison has had enough runs (at least one) and drops out."""
 
 
@@ -42,6 +43,11 @@ class Timing:
     best: float
     median: float
     runs: int
+    noise: float | None = None
+    """How far the bests of the odd and of the even rounds lie apart, as a share; None of one round.
+
+    That is what another run, equally long as half of this one, would differ by.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class Comparison:
 
     case: Case
     task: Task
+    threads: int
     bytes: int
     limit: Timing
     probe: str
@@ -97,8 +104,7 @@ def verify(problem: Problem, call: Call, exact: Mapping[str, Any], *, strict: bo
     """
     for output in call.outputs.values():
         output.fill(np.nan)
-    names = [name for name in INPUTS if problem.arguments[name] is not None]
-    before = {name: problem.arguments[name].copy() for name in names}
+    before = problem.untouched
     result = call.run()
     found = {**call.outputs, **({} if call.read is None else call.read(result))}
     errors = problem.errors(found, exact)
@@ -110,7 +116,9 @@ def verify(problem: Problem, call: Call, exact: Mapping[str, Any], *, strict: bo
     ]
     for name, kept in before.items():
         now = problem.arguments[name]
-        if not np.array_equal(kept.view(np.uint8), now.view(np.uint8)):
+        # As integers: a NaN is equal to itself then.
+        bits = f"u{now.itemsize}"
+        if not np.array_equal(kept.view(bits), now.view(bits)):
             wrong.append(f"{name} was written to")
             now[:] = kept
     return Verdict(errors, "; ".join(wrong) if strict else "")
@@ -123,31 +131,43 @@ def interleave(
     finished: Callable[[], object] = lambda: None,
 ) -> dict[Name, Timing]:
     """Time calls in turns; `around` each turn (not each call), and tell when a round is over."""
-    samples: dict[Name, list[float]] = {name: [] for name in calls}
+    rounds_of: dict[Name, list[list[float]]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, run in calls.items():
-                if sum(samples[name]) < PATIENCE_SECONDS:
+                if sum(map(sum, rounds_of[name])) < PATIENCE_SECONDS:
                     with around(name):
-                        samples[name] += _turn(run)
+                        rounds_of[name].append(_turn(run))
             finished()
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(min(s), median(s), len(s)) for name, s in samples.items()}
+    return {name: _timing(turns) for name, turns in rounds_of.items()}
+
+
+def _timing(turns: Sequence[Sequence[float]]) -> Timing:
+    samples = [sample for turn in turns for sample in turn]
+    noise = None
+    if len(turns) > 1:
+        odd, even = (min(min(turn) for turn in turns[first::2]) for first in (0, 1))
+        noise = abs(odd - even) / min(odd, even)
+    return Timing(min(samples), median(samples), len(samples), noise)
 
 
 def _turn(run: Callable[[], object]) -> list[float]:
     sleep(REST_SECONDS)
     found: list[float] = []
     start = now = perf_counter()
+    batch = 1
     while now - start < TURN_SECONDS:
         before = perf_counter()
-        run()
+        for _ in range(batch):
+            run()
         now = perf_counter()
-        found.append(now - before)
+        found.append((now - before) / batch)
+        batch = max(1, int(BATCH_SECONDS / found[-1]))
     return found
 
 
@@ -157,14 +177,15 @@ def compare(
     threads: int,
     rounds: int,
     advance: Callable[[str], object] = lambda what: None,
+    only: Collection[str] = (),
 ) -> list[Comparison]:
     """Verify every engine on every task of a case; then time what passed, and the limits.
 
-    A round goes through all tasks of the case, so that the runs of each lie seconds apart.
-    `advance` hears of each of the `steps` as it ends.
+    The tasks are all of the case's, or those that `only` names. A round goes through all of them,
+    so that the runs of each lie seconds apart. `advance` hears of each of the `steps` as it ends.
     """
     problem = Problem(case, threads)
-    tasks = tasks_of(case)
+    tasks = chosen_tasks(case, only)
     verdicts: dict[tuple[str, str], tuple[Verdict, int]] = {}
     timed: dict[tuple[str, str], Callable[[], object]] = {}
     probes: dict[str, list[str]] = {}
@@ -189,9 +210,13 @@ def compare(
     return [_gather(problem, task, engines, verdicts, timings, probes) for task in tasks]
 
 
-def steps(case: Case, rounds: int) -> int:
+def chosen_tasks(case: Case, only: Collection[str]) -> list[Task]:
+    return [task for task in tasks_of(case) if not only or task.name in only]
+
+
+def steps(case: Case, rounds: int, only: Collection[str] = ()) -> int:
     """How often `compare` will call `advance`."""
-    return len(tasks_of(case)) + rounds
+    return len(chosen_tasks(case, only)) + rounds
 
 
 def _gather(
@@ -210,4 +235,4 @@ def _gather(
             verdict, width = verdicts[task.name, engine.name]
             results[engine.name] = Result(engine.ours, verdict, of_task.get(engine.name), width)
     moved = problem.bytes_moved(task)
-    return Comparison(problem.case, task, moved, of_task[probe], probe, results)
+    return Comparison(problem.case, task, problem.threads, moved, of_task[probe], probe, results)

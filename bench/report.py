@@ -1,29 +1,24 @@
-"""What a run says: tables for people, JSON for programs. `bench.figure` draws the picture."""
+"""What a run says to people: tables. `bench.record` has the JSON, `bench.figures` the pictures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.api import ApiResult
-from bench.engines import Engine
+from bench.api import Use
 from bench.layout import layout
 from bench.machine import sentence
 from bench.measure import Comparison, Result
-from bench.targets import Judgement, duration
+from bench.targets import GROUPS, Judgement, best_peer, duration
 
-PEERS = ("textbook", "torch")
 LEGEND = (
-    "limit: the fastest probe that moves the same bytes, in the same rounds; x peer: how many "
-    "times as fast as that peer; error: the worst against the float64 oracle."
+    "limit: the fastest probe that moves the same bytes, in the same rounds; x best peer: how many "
+    "times as fast as the fastest of the peers; error: the worst against the float64 oracle."
 )
 
 
@@ -34,15 +29,14 @@ def console() -> Console:
 
 
 def kernel_tables(
-    comparisons: Sequence[Comparison], engines: Sequence[Engine], machine: dict[str, Any]
+    comparisons: Sequence[Comparison], titles: dict[str, str], machine: dict[str, Any]
 ) -> list[Table]:
     """One table per case."""
-    titles = {engine.name: engine.title for engine in engines}
     found = []
     for label, group in groupby(comparisons, key=lambda comparison: comparison.case.label):
         of_case = list(group)
         case = of_case[0].case
-        seen, megabytes = layout(case), case.elements * case.storage.itemsize / 1e6
+        seen, megabytes = layout(case), case.nbytes / 1e6
         table = Table(
             title=f"{label} as {seen.family} {seen.sizes}: {megabytes:.3g} MB per array",
             title_justify="left",
@@ -53,7 +47,7 @@ def kernel_tables(
         )
         table.add_column("pass", no_wrap=True)
         table.add_column("who", no_wrap=True)
-        for heading in ("time", "GB/s", "% limit", *(f"x {peer}" for peer in PEERS), "error"):
+        for heading in ("time", "GB/s", "% limit", "x best peer", "error"):
             table.add_column(heading, justify="right", no_wrap=True)
         for comparison in of_case:
             _section(table, comparison, titles)
@@ -70,7 +64,7 @@ def _section(table: Table, comparison: Comparison, titles: dict[str, str]) -> No
         duration(limit),
         f"{comparison.rate(limit):.1f}",
         "100",
-        *[""] * (len(PEERS) + 1),
+        *[""] * 2,
         style="dim",
     )
     last = len(comparison.results) - 1
@@ -78,59 +72,115 @@ def _section(table: Table, comparison: Comparison, titles: dict[str, str]) -> No
         table.add_row(
             "",
             titles[name],
-            *_figures(comparison, result),
+            *_figures(comparison, name, result),
             style="bold" if result.ours else "",
             end_section=position == last,
         )
 
 
-def _figures(comparison: Comparison, result: Result) -> list[str]:
+def _figures(comparison: Comparison, name: str, result: Result) -> list[str]:
     error = f"{result.verdict.worst:.1e}"
     if result.timing is None:
-        return ["[red]WRONG[/]", *["-"] * (2 + len(PEERS)), f"[red]{error}[/]"]
+        return ["[red]WRONG[/]", *["-"] * 3, f"[red]{error}[/]"]
     seconds = result.timing.best
-    against = [comparison.seconds(peer) for peer in PEERS]
+    peer = best_peer(comparison)
+    best = None if peer is None else comparison.seconds(peer)
+    against = "-" if best is None else f"{best / seconds:.2f}"
     return [
         duration(seconds),
         f"{result.width * comparison.rate(seconds):.1f}",
         f"{100 * comparison.limit.best / seconds:.0f}",
-        *("-" if other is None else f"{other / seconds:.2f}" for other in against),
+        "best peer" if name == peer else against,
         error,
     ]
 
 
-def api_table(results: Sequence[ApiResult]) -> Table:
-    """The public API's figures."""
-    table = Table(title="public API", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("what", "backend"):
+def seconds(use: Use) -> str:
+    return "-" if use.timing is None else duration(use.timing.best)
+
+
+def use_table(uses: Sequence[Use], titles: dict[str, str]) -> Table:
+    """Calls as users make them, and what only a fresh process shows."""
+    table = Table(title="calls, processes, memory", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("what", "who"):
         table.add_column(heading)
-    for heading in ("time", "GB/s", "% limit", "error"):
+    for heading in ("time", "GB/s", "% limit", "KiB", "error"):
         table.add_column(heading, justify="right")
-    for result in results:
-        best = result.timing.best
+    for use in uses:
+        best = None if use.timing is None else use.timing.best
         table.add_row(
-            result.what,
-            result.engine,
-            duration(best),
-            f"{result.bytes / best / 1e9:.1f}" if result.bytes else "-",
-            f"{100 * result.limit.best / best:.0f}" if result.limit else "-",
-            "-" if result.error is None else f"{result.error:.1e}",
+            use.what,
+            titles.get(use.engine, use.engine),
+            seconds(use),
+            f"{use.bytes / best / 1e9:.1f}" if best and use.bytes else "-",
+            f"{100 * use.limit.best / best:.0f}" if best and use.limit else "-",
+            "-" if use.extra_bytes is None else str(use.extra_bytes >> 10),
+            "-" if use.error is None else f"{use.error:.1e}",
         )
     return table
 
 
-def target_table(judgements: Sequence[Judgement]) -> Table:
-    """Promise by promise: kept, or falls short."""
-    table = Table(title="targets", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("what", "backend"):
-        table.add_column(heading)
-    for heading in ("measured", "promised"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for one in judgements:
-        verdict = "[green]pass[/]" if one.kept else "[red]falls short[/]"
-        table.add_row(one.what, one.engine, one.measured, one.promised, verdict)
+def series_table(name: str, comparisons: Sequence[Comparison], titles: dict[str, str]) -> Table:
+    """A series: one line per case and task, one column of times the limit per engine."""
+    names = [engine for engine in titles if any(engine in c.results for c in comparisons)]
+    table = Table(
+        title=f"{name}: times the limit, and the worst error",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("what", no_wrap=True)
+    table.add_column("threads", justify="right")
+    table.add_column("limit", justify="right", no_wrap=True)
+    for engine in names:
+        table.add_column(engine, justify="right", overflow="fold")
+    for comparison in comparisons:
+        table.add_row(
+            f"{comparison.case.name} {comparison.task.name}",
+            str(comparison.threads),
+            duration(comparison.limit.best),
+            *(_times(comparison, engine) for engine in names),
+        )
     return table
+
+
+def _times(comparison: Comparison, engine: str) -> str:
+    result = comparison.results.get(engine)
+    if result is None:
+        return "-"
+    error = f"{result.verdict.worst:.0e}"
+    if result.timing is None:
+        return f"[red]WRONG {error}[/]"
+    return f"{result.timing.best / comparison.limit.best:.2f} {error}"
+
+
+def target_tables(judgements: Sequence[Judgement]) -> list[Table]:
+    """How many promises are kept, and every one that is missed or in the table of limits."""
+    total = Table(title="targets", title_justify="left", box=box.SIMPLE_HEAD)
+    total.add_column("promise")
+    for heading in ("kept", "missed"):
+        total.add_column(heading, justify="right")
+    every = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("what", "who"):
+        every.add_column(heading)
+    for heading in ("measured", "promised"):
+        every.add_column(heading, justify="right")
+    every.add_column("verdict")
+    for group, title in GROUPS.items():
+        of_group = [one for one in judgements if one.group == group]
+        if not of_group:
+            continue
+        kept = sum(one.kept for one in of_group)
+        total.add_row(title, str(kept), str(len(of_group) - kept))
+        shown = [one for one in of_group if group == "limit" or not one.kept]
+        for one in shown:
+            verdict = "[green]kept[/]" if one.kept else "[red]missed[/]"
+            every.add_row(
+                *(one.what, one.engine, one.measured, one.promised, verdict),
+                end_section=one is shown[-1],
+            )
+    return [total, every] if every.row_count else [total]
 
 
 def complaints(comparisons: Sequence[Comparison]) -> list[str]:
@@ -141,49 +191,3 @@ def complaints(comparisons: Sequence[Comparison]) -> list[str]:
         for name, result in comparison.results.items()
         if result.timing is None
     ]
-
-
-def record(
-    machine: dict[str, Any],
-    comparisons: Sequence[Comparison],
-    api: Sequence[ApiResult],
-    judgements: Sequence[Judgement],
-) -> dict[str, Any]:
-    """Everything that was measured, as JSON takes it; seconds and bytes."""
-    return {
-        "machine": machine,
-        "kernels": [
-            {
-                "case": comparison.case.name,
-                "shape": comparison.case.shape,
-                "axis": comparison.case.axis,
-                "layer": comparison.case.layer,
-                "dtype": comparison.case.dtype,
-                "fused": [
-                    *(name for name in ("residual", "addend") if getattr(comparison.case, name)),
-                    *([comparison.case.activation] if comparison.case.activation else []),
-                ],
-                "family": layout(comparison.case).family,
-                "sizes": layout(comparison.case).sizes,
-                "pass": comparison.task.name,
-                "bytes": comparison.bytes,
-                "limit": {**asdict(comparison.limit), "probe": comparison.probe},
-                "engines": {
-                    name: {
-                        "timing": None if result.timing is None else asdict(result.timing),
-                        "errors": result.verdict.errors,
-                        "complaint": result.verdict.complaint,
-                    }
-                    for name, result in comparison.results.items()
-                },
-            }
-            for comparison in comparisons
-        ],
-        "api": [asdict(result) for result in api],
-        "targets": [asdict(judgement) for judgement in judgements],
-    }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -37,8 +37,10 @@ def tasks_of(case: Case) -> tuple[Task, ...]:
     family = layout(case).family
     if case.fused:
         return _fused_forward(case, family), _fused_backward(case, family)
-    every = case.layer == "batch" and case.dtype == "float32"
-    names = BATCH_PASSES if every else ("forward", "backward")
+    if case.layer != "batch":
+        names: tuple[str, ...] = ("forward", "backward")
+    else:
+        names = BATCH_PASSES if case.every else ("apply", "forward", "backward")
     return tuple(task_of(KERNEL[family, name]) for name in names)
 
 

@@ -1,8 +1,8 @@
-"""pytest-benchmark's view of the same cases: ``pytest bench --benchmark-enable``.
+"""pytest-benchmark's view of the same cases: ``pytest bench``.
 
 Not among pytest's test paths: only naming the folder collects it. Groups compare engines on one
-kernel of one case; ``extra_info`` holds bytes, GB/s, threads, instruction set and worst error.
-``-k "nchw-56 and forward"`` chooses; without ``--benchmark-enable`` everything only verifies.
+task of one case; ``extra_info`` holds bytes, GB/s, threads, instruction set and worst error.
+``-k "nchw-56 and forward"`` chooses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from bench.measure import verify
 from bench.problem import Problem
 from bench.tasks import Task, tasks_of
 
+pytestmark = [
+    # A thousand of these run after each other.
+    pytest.mark.benchmark(max_time=0.1, min_rounds=5),
+    # What the peers' libraries warn of is theirs.
+    pytest.mark.filterwarnings("default"),
+]
 THREADS = numba.config.NUMBA_NUM_THREADS
 FOUND, _ = available(list(ENGINES), THREADS)
 

@@ -8,6 +8,9 @@ cimport numpy as cnp
 
 from normcore.kernels.table import ACTIVATIONS as _activations
 
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
 cnp.import_array()
 
 cdef int ACTIVATIONS = len(_activations)
@@ -80,6 +83,10 @@ cdef enum Storage:
     F64
     F16
     BF16
+
+
+cdef inline Py_ssize_t itemsize_of(Storage storage) noexcept nogil:
+    return 4 if storage == F32 else 8 if storage == F64 else 2
 
 
 cdef int bfloat16 = -1  # ml_dtypes registers its type at run time: known once an array of it came
@@ -192,8 +199,28 @@ cdef inline double *doubles(cnp.ndarray a) noexcept:
     return <double *>cnp.PyArray_DATA(a)
 
 
-cdef double *scratch(Py_ssize_t size) except NULL:
-    cdef double *memory = <double *>PyMem_RawMalloc(size * sizeof(double))
-    if memory == NULL:
-        raise MemoryError
-    return memory
+cdef inline Py_ssize_t elements(
+    Py_ssize_t first, Py_ssize_t second, Py_ssize_t third
+) noexcept nogil:
+    # first * second * third. Wrong sizes must not wrap around to the right number: -1 for a
+    # negative one, -2 for more than memory holds.
+    if first < 0 or second < 0 or third < 0:
+        return -1
+    if second > 0 and first > PY_SSIZE_T_MAX // second or (
+        third > 0 and first * second > PY_SSIZE_T_MAX // third
+    ):
+        return -2
+    return first * second * third
+
+
+cdef Py_ssize_t product(Py_ssize_t first, Py_ssize_t second, Py_ssize_t third) except -1:
+    cdef Py_ssize_t found = elements(first, second, third)
+    if found < 0:
+        expected = "no negative one" if found == -1 else "fewer elements than memory holds"
+        refuse("sizes", expected, (first, second, third))
+    return found
+
+
+cdef inline double *scratch(Py_ssize_t size) noexcept nogil:
+    # NULL if there is no memory.
+    return <double *>PyMem_RawMalloc(size * sizeof(double))

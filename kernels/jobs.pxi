@@ -2,54 +2,25 @@
 # Part of passes.pxi.
 
 
-cdef Py_ssize_t product(Py_ssize_t first, Py_ssize_t second, Py_ssize_t third) except -1:
-    # Wrong sizes must not wrap around to the right number of elements.
-    if first < 0 or second < 0 or third < 0:
-        refuse("sizes", "no negative one", (first, second, third))
-    if second > 0 and first > PY_SSIZE_T_MAX // second or (
-        third > 0 and first * second > PY_SSIZE_T_MAX // third
-    ):
-        refuse("sizes", "fewer elements than memory holds", (first, second, third))
-    return first * second * third
-
-
 cdef Job *new_job(
     str name, cnp.ndarray out, cnp.ndarray x, cnp.ndarray dy, Py_ssize_t channels,
     Py_ssize_t statistics, Py_ssize_t size,
 ) except NULL:
-    # `name` is that of `out`. One block of memory holds the job and its tables; what is not set is
-    # zero.
+    # `name` is that of `out`.
     cdef Storage storage = storage_of(x, "x")
     cdef int typenum = cnp.PyArray_TYPE(x)
-    cdef int width = 2 if dy is None else 3
     cdef Job *job
     check(x, "x", size)
     cdef const char *gradient = optional_input(dy, "dy", size, typenum)
     if out is not None:
         check_out(out, name, size, typenum)
-    if statistics < 1 and channels > 0 or statistics > 0 and channels % statistics != 0:
+    if not are_statistics(statistics, channels):
         refuse("mean", f"a size that divides {channels}", statistics)
-    cdef Py_ssize_t tables = channels * (width + 1 + sizeof(Channel) // sizeof(double)) + statistics
-    job = <Job *>PyMem_RawCalloc(1, sizeof(Job) + tables * sizeof(double))
+    job = make_job(
+        storage, NULL if out is None else <char *>cnp.PyArray_DATA(out),
+        <const char *>cnp.PyArray_DATA(x), gradient, channels, statistics, size)
     if job == NULL:
         raise MemoryError
-    job.channels = <Channel *>(job + 1)
-    job.sums = <double *>(job.channels + channels)
-    job.shift = job.sums + channels * width
-    job.out = NULL if out is None else <char *>cnp.PyArray_DATA(out)
-    job.x = <const char *>cnp.PyArray_DATA(x)
-    job.dy = gradient
-    job.storage = storage
-    job.itemsize = cnp.PyArray_ITEMSIZE(x)
-    job.size = size
-    job.cells = channels
-    job.statistics = statistics
-    job.merged = 1 if statistics == channels else channels // max(1, statistics)
-    job.parameters = channels
-    job.count = <double>size / max(1, statistics)
-    job.width = width
-    job.gradient_sums = dy is not None
-    job.stream = size * job.itemsize >= STREAM_BYTES
     return job
 
 
@@ -85,18 +56,13 @@ cdef int give_affine(Job *job, object weight, object bias, Py_ssize_t all_of) ex
 
 cdef int give_fused(Job *job, cnp.ndarray x, object residual, int activation) except -1:
     check_activation(activation)
-    job.activation = activation
-    job.residual = optional_input(residual, "residual", job.size, cnp.PyArray_TYPE(x))
-    job.kind = NORMALIZE
-    if activation != 0 or job.residual != NULL:
-        job.kind = NORMALIZE_FUSED
+    set_fused(
+        job, optional_input(residual, "residual", job.size, cnp.PyArray_TYPE(x)), activation)
     return 0
 
 
 cdef int moments_job(Job *job, cnp.ndarray mean, cnp.ndarray m2) except -1:
-    job.to_mean = statistic_out(mean, "mean", job)
-    job.to_var = statistic_out(m2, "m2", job)
-    job.settle = settle_moments
+    set_moments(job, statistic_out(mean, "mean", job), statistic_out(m2, "m2", job))
     return 0
 
 
@@ -104,12 +70,10 @@ cdef int apply_job(
     Job *job, cnp.ndarray x, object residual, cnp.ndarray mean, cnp.ndarray var, object weight,
     object bias, Py_ssize_t all_of, double eps, int activation,
 ) except -1:
-    job.mean = parameter(mean, "mean", job.statistics)
-    job.var = parameter(var, "var", job.statistics)
+    set_apply(
+        job, parameter(mean, "mean", job.statistics), parameter(var, "var", job.statistics), eps)
     give_affine(job, weight, bias, all_of)
     give_fused(job, x, residual, activation)
-    job.eps = eps
-    job.settle = settle_apply
     return 0
 
 
@@ -117,13 +81,11 @@ cdef int forward_job(
     Job *job, cnp.ndarray mean, cnp.ndarray var, cnp.ndarray rstd, cnp.ndarray x, object residual,
     object weight, object bias, Py_ssize_t all_of, double eps, int activation,
 ) except -1:
-    job.to_mean = statistic_out(mean, "mean", job)
-    job.to_var = statistic_out(var, "var", job)
-    job.to_rstd = statistic_out(rstd, "rstd", job)
+    set_forward(
+        job, statistic_out(mean, "mean", job), statistic_out(var, "var", job),
+        statistic_out(rstd, "rstd", job), eps)
     give_affine(job, weight, bias, all_of)
     give_fused(job, x, residual, activation)
-    job.eps = eps
-    job.settle = settle_forward
     return 0
 
 
@@ -146,31 +108,19 @@ cdef int activation_grads_job(
     Job *job, cnp.ndarray x, object residual, cnp.ndarray mean, cnp.ndarray rstd, object weight,
     object bias, Py_ssize_t all_of, int activation,
 ) except -1:
-    job.mean = parameter(mean, "mean", job.statistics)
-    job.rstd = statistic(rstd, "rstd", job)
     give_affine(job, weight, bias, all_of)
     give_fused(job, x, residual, activation)
-    job.kind = ACTIVATION_SLOPE
-    job.settle = settle_apply
-    return 0
-
-
-cdef int given_mean(Job *job, cnp.ndarray mean) except -1:
-    cdef double *means = statistic(mean, "mean", job)
-    cdef Py_ssize_t i
-    job.mean = parameter(mean, "mean", job.statistics)
-    for i in range(job.statistics):
-        share_shift(job, i, means[i])
+    set_activation_grads(
+        job, parameter(mean, "mean", job.statistics), statistic(rstd, "rstd", job))
     return 0
 
 
 cdef int reduce_grads_job(
     Job *job, cnp.ndarray sum_dy, cnp.ndarray sum_dy_xmu, cnp.ndarray mean
 ) except -1:
-    job.to_mean = statistic_out(sum_dy, "sum_dy", job)
-    job.to_var = statistic_out(sum_dy_xmu, "sum_dy_xmu", job)
-    given_mean(job, mean)
-    job.settle = settle_sums
+    set_reduce_grads(
+        job, statistic_out(sum_dy, "sum_dy", job), statistic_out(sum_dy_xmu, "sum_dy_xmu", job),
+        statistic(mean, "mean", job))
     return 0
 
 
@@ -178,18 +128,10 @@ cdef int apply_grads_job(
     Job *job, cnp.ndarray mean, cnp.ndarray rstd, object weight, Py_ssize_t all_of,
     cnp.ndarray sum_dy, cnp.ndarray sum_dy_xmu, double count,
 ) except -1:
-    cdef Py_ssize_t i, size = job.statistics * sizeof(double)
-    given_mean(job, mean)
-    job.rstd = statistic(rstd, "rstd", job)
     give_affine(job, weight, None, all_of)
-    memcpy(job.sums, statistic(sum_dy, "sum_dy", job), size)
-    memcpy(job.sums + job.statistics, statistic(sum_dy_xmu, "sum_dy_xmu", job), size)
-    for i in range(job.statistics):
-        # Not summed, but known: by how much the shift misses the mean.
-        job.sums[2 * job.statistics + i] = off_mean(job, i) * count
-    job.count = count
-    job.kind = GRADIENT
-    job.settle = settle_grads
+    set_apply_grads(
+        job, statistic(mean, "mean", job), statistic(rstd, "rstd", job),
+        statistic(sum_dy, "sum_dy", job), statistic(sum_dy_xmu, "sum_dy_xmu", job), count)
     return 0
 
 
@@ -199,13 +141,10 @@ cdef int backward_job(
 ) except -1:
     period(job, weight, dweight, all_of)
     job.weight = parameter(weight, "weight", job.parameters)
-    job.dweight = writable(dweight, "dweight", job.parameters)
-    job.dbias = writable(dbias, "dbias", job.parameters)
-    given_mean(job, mean)
-    job.rstd = statistic(rstd, "rstd", job)
-    job.training = training
-    job.kind = GRADIENT if training else SCALE
-    job.settle = settle_backward
+    set_backward(
+        job, writable(dweight, "dweight", job.parameters),
+        writable(dbias, "dbias", job.parameters), statistic(mean, "mean", job),
+        statistic(rstd, "rstd", job), training)
     return 0
 
 

@@ -15,7 +15,6 @@ cdef Py_ssize_t UNITS = _schedule.UNITS
 cdef Py_ssize_t UNIT_LEAST = _schedule.UNIT_BLOCK_LEAST
 
 cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
     PyThreadState *PyEval_SaveThread() noexcept
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
@@ -170,15 +169,17 @@ cdef void run(step_t step, Job *job, Py_ssize_t items, int threads) noexcept:
 # From the arguments of a kernel to its job: every check, before anything is written -------------
 
 
-cdef Py_ssize_t product(Py_ssize_t first, Py_ssize_t second, Py_ssize_t third) except -1:
-    # Wrong sizes must not wrap around to the right number of elements.
-    if first < 0 or second < 0 or third < 0:
-        refuse("sizes", "no negative one", (first, second, third))
-    if second > 0 and first > PY_SSIZE_T_MAX // second or (
-        third > 0 and first * second > PY_SSIZE_T_MAX // third
-    ):
-        refuse("sizes", "fewer elements than memory holds", (first, second, third))
-    return first * second * third
+cdef void empty_job(
+    Job *job, Storage storage, const char *x, Py_ssize_t m, Py_ssize_t size
+) noexcept nogil:
+    memset(job, 0, sizeof(Job))
+    job.storage = storage
+    job.m = m
+    job.size = size
+    job.itemsize = itemsize_of(storage)
+    job.x = x
+    job.lost = 2.0 if storage == F64 else 1024.0
+    job.stream = size * job.itemsize >= STREAM_BYTES
 
 
 cdef int start_job(
@@ -186,16 +187,10 @@ cdef int start_job(
     Py_ssize_t size, bint statistics_out, int threads,
 ) except -1:
     # Returns the type number that every array like x must have.
-    memset(job, 0, sizeof(Job))
-    job.storage = storage_of(x, "x")
+    cdef Storage storage = storage_of(x, "x")
     check_threads(threads)
     check(x, "x", size)
-    job.m = m
-    job.size = size
-    job.itemsize = cnp.PyArray_ITEMSIZE(x)
-    job.x = <const char *>cnp.PyArray_DATA(x)
-    job.lost = 2.0 if job.storage == F64 else 1024.0
-    job.stream = size * job.itemsize >= STREAM_BYTES
+    empty_job(job, storage, <const char *>cnp.PyArray_DATA(x), m, size)
     if mean is not None:
         if not isinstance(mean, cnp.ndarray):
             raise TypeError(f"mean: expected an array or None, got {type(mean).__name__}")
@@ -230,25 +225,36 @@ cdef char *converted(
 cdef int allocate(
     Job *job, object weight, object bias, Py_ssize_t spare
 ) except -1:
-    # weight and bias as they are computed with, the units' parts, and room for `spare` bytes.
     cdef Parameter given_weight = parameter(weight, "weight", job.m)
     cdef Parameter given_bias = parameter(bias, "bias", job.m)
+    if not prepare(job, &given_weight, &given_bias, spare):
+        raise MemoryError
+    return 0
+
+
+cdef bint prepare(
+    Job *job, Parameter *weight, Parameter *bias, Py_ssize_t spare
+) noexcept nogil:
+    # weight and bias as they are computed with, the units' parts, and room for `spare` bytes; False
+    # if there is no memory.
     cdef bint single = job.storage != F64
     cdef Py_ssize_t parts = 2 * job.units * job.pitch
     cdef char *to
     job.memory = scratch(3 * job.m + parts + spare // 8 + 1)
-    to = converted(<char *>job.memory, &given_weight, job.m, 1.0, single, &job.affine.weight)
-    to = converted(to, &given_bias, job.m, 0.0, single, &job.affine.bias)
+    if job.memory == NULL:
+        return False
+    to = converted(<char *>job.memory, weight, job.m, 1.0, single, &job.affine.weight)
+    to = converted(to, bias, job.m, 0.0, single, &job.affine.bias)
     if job.units > 0:
-        to = converted(to, &given_weight, job.m, 1.0, False, <const void **>&job.weight)
+        to = converted(to, weight, job.m, 1.0, False, <const void **>&job.weight)
     job.parts = <double *>to
     job.spare = to + parts * sizeof(double)
-    return 0
+    return True
 
 
 cdef void give_parameter_grads(
     Job *job, WritableParameter *dweight, WritableParameter *dbias
-) noexcept:
+) noexcept nogil:
     # Unit by unit in order, whoever summed them.
     cdef WritableParameter *to
     cdef const double *part

@@ -67,24 +67,18 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
         units(unit_elementwise, job, plan, team, True)
 
 
-cdef void b_by_b(
-    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size
+cdef void steps(
+    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, Py_ssize_t step, int t,
+    int size,
 ) noexcept nogil:
+    # All sweeps of `step` b at a time.
     cdef Team team
-    cdef Py_ssize_t b
     team.t, team.size = t, size
-    for b in range(first, last):
-        team.b, team.b_end = b, b + 1
+    team.b = first
+    while team.b < last:
+        team.b_end = min(last, team.b + step)
         sweeps(job, plan, reduce, &team)
-    if job.stream:
-        stream_fence()
-
-
-cdef void all_b(Job *job, Plan *plan, bint reduce, int t, int size) noexcept nogil:
-    cdef Team team
-    team.t, team.size = t, size
-    team.b, team.b_end = 0, plan.b
-    sweeps(job, plan, reduce, &team)
+        team.b = team.b_end
     if job.stream:
         stream_fence()
 
@@ -95,16 +89,38 @@ cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
     cdef int t
     if threads == 1:
-        b_by_b(job, plan, reduce, 0, b, 0, 1)
+        steps(job, plan, reduce, 0, b, 1, 0, 1)
     elif reduce and job.kind != NOTHING and read >= TEAM_BYTES:
         with parallel(num_threads=threads):
-            b_by_b(job, plan, reduce, 0, plan.b, threadid(), omp_get_num_threads())
+            steps(job, plan, reduce, 0, plan.b, 1, threadid(), omp_get_num_threads())
     elif 4 * most * threads <= 5 * b:
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            b_by_b(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 0, 1)
+            steps(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 1, 0, 1)
     else:
         with parallel(num_threads=threads):
-            all_b(job, plan, reduce, threadid(), omp_get_num_threads())
+            steps(job, plan, reduce, 0, plan.b, plan.b, threadid(), omp_get_num_threads())
+
+
+cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
+    # False if there is no memory; nothing has been written then.
+    cdef Py_ssize_t totals, packed
+    totals = plan.b * plan.units * job.width * plan.wide if reduce else 0
+    packed = plan.b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
+    packed = packed // <Py_ssize_t>sizeof(double) + 17
+    plan.shift = scratch(
+        plan.b * plan.wide + totals + packed
+        + 2 * plan.b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
+    if plan.shift == NULL:
+        return False
+    plan.totals = plan.shift + plan.b * plan.wide
+    # As far from a cache line as the output: where one is aligned, so is the other.
+    plan.packed = <char *>(plan.totals + totals)
+    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
+    plan.bad = <unsigned char *>(plan.totals + totals + packed)
+    plan.uneven = plan.bad + plan.b * plan.pieces
+    run(job, plan, reduce, threads)
+    PyMem_RawFree(plan.shift)
+    return True
 
 
 cdef int launch(
@@ -112,7 +128,7 @@ cdef int launch(
 ) except -1:
     cdef Plan plan
     cdef PyThreadState *state
-    cdef Py_ssize_t totals, packed
+    cdef bint done
     check_threads(threads)
     if job.cells > 0 and c % job.merged != 0:
         refuse("mean", f"{b} times a size that divides {c}", job.statistics)
@@ -122,19 +138,9 @@ cdef int launch(
     if job.size == 0:
         return 0
     make_plan(&plan, job, b, m, c)
-    totals = b * plan.units * job.width * plan.wide if reduce else 0
-    packed = b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
-    packed = packed // <Py_ssize_t>sizeof(double) + 17
-    plan.shift = scratch(
-        b * plan.wide + totals + packed + 2 * b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
-    plan.totals = plan.shift + b * plan.wide
-    # As far from a cache line as the output: where one is aligned, so is the other.
-    plan.packed = <char *>(plan.totals + totals)
-    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
-    plan.bad = <unsigned char *>(plan.totals + totals + packed)
-    plan.uneven = plan.bad + b * plan.pieces
     state = release(job)
-    run(job, &plan, reduce, threads)
+    done = execute(job, &plan, reduce, threads)
     acquire(state)
-    PyMem_RawFree(plan.shift)
+    if not done:
+        raise MemoryError
     return 0

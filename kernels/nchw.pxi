@@ -59,6 +59,7 @@ cdef void block_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) n
 
 # Together --------------------------------------------------------------------------------------
 
+
 cdef void team_block(
     Job *job, Plan *plan, double *parts, Py_ssize_t block, int t, int team
 ) noexcept nogil:
@@ -183,7 +184,7 @@ cdef void all_runs(Job *job, Plan *plan, int threads) noexcept nogil:
         run_share(job, plan, items * t // threads, items * (t + 1) // threads)
 
 
-# -----------------------------------------------------------------------------------------------
+# Which of them ---------------------------------------------------------------------------------
 
 
 cdef enum Schedule:
@@ -224,26 +225,36 @@ cdef void run_sums_first(
             all_elementwise(job, plan, threads)
 
 
+cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
+    # False if there is no memory; nothing has been written then.
+    cdef Schedule schedule = schedule_of(job, plan, threads)
+    cdef double *parts = NULL
+    if not reduce:
+        all_runs(job, plan, threads)
+        return True
+    if threads > 1 and schedule != BY_CHANNEL:
+        parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
+        if parts == NULL:
+            return False
+    run_sums_first(job, plan, schedule, parts, threads)
+    PyMem_RawFree(parts)
+    return True
+
+
 cdef int launch(
     Job *job, bint reduce, object mask, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s, int threads
 ) except -1:
     cdef Plan plan
-    cdef double *parts = NULL
     cdef PyThreadState *state
-    cdef Schedule schedule
+    cdef bint done
     check_threads(threads)
     plan = make_plan(job, n, c, s)
     give_mask(job, &plan, mask, n, c, s)
     if job.size == 0:
         return 0
-    schedule = schedule_of(job, &plan, threads)
-    if reduce and threads > 1 and schedule != BY_CHANNEL:
-        parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
     state = release(job)
-    if reduce:
-        run_sums_first(job, &plan, schedule, parts, threads)
-    else:
-        all_runs(job, &plan, threads)
+    done = execute(job, &plan, reduce, threads)
     acquire(state)
-    PyMem_RawFree(parts)
+    if not done:
+        raise MemoryError
     return 0

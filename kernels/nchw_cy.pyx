@@ -127,3 +127,6 @@ def backward(
         give_parameter_grads(job)
     finally:
         PyMem_RawFree(job)
+
+
+include "nchw_pointers.pxi"

@@ -70,6 +70,7 @@ cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept
     plan.strips = (c + plan.strip - 1) // plan.strip
     plan.block = job.merged * max(1, plan.strip // job.merged)
     plan.blocks = (c + plan.block - 1) // plan.block
+    plan.again = False
     plan.mask_channels = 0
     job.stream = job.stream and run >= STREAM_RUN_BYTES
     return plan

@@ -24,7 +24,6 @@ cdef Py_ssize_t TEAM_BYTES = _schedule.TEAM_BYTES
 cdef Py_ssize_t NOGIL_SIZE = _schedule.NOGIL_SIZE
 
 cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
     PyThreadState *PyEval_SaveThread() noexcept
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
@@ -327,4 +326,5 @@ cdef void give_parameter_grads(Job *job) noexcept nogil:
         assign(&job.dbias, k, bias)
 
 
+include "given.pxi"
 include "jobs.pxi"

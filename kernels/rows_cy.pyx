@@ -265,37 +265,7 @@ cdef void no_gradient(Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t end) 
         memcpy(job.out + at, job.added + at, size)
 
 
-cdef int start_rows(
-    Job *job, cnp.ndarray x, object mean, cnp.ndarray rstd, Py_ssize_t r, Py_ssize_t m,
-    bint statistics_out, int threads,
-) except -1:
-    cdef int typenum = start_job(
-        job, x, mean, rstd, r, m, product(r, m, 1), statistics_out, threads)
-    job.plan.rows = &rows_f32
-    if job.storage == F64:
-        job.plan.rows = &rows_f64
-    elif job.storage == F16:
-        job.plan.rows = &rows_f16
-    elif job.storage == BF16:
-        job.plan.rows = &rows_bf16
-    job.plan.r = r
-    return typenum
-
-
-cdef int take_mask(Job *job, object mask) except -1:
-    job.mask = mask_data(mask)
-    if job.mask != NULL:
-        job.plan.q = cnp.PyArray_SIZE(mask) // max(1, job.plan.r)
-        if (
-            job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0
-            or job.m % job.plan.q != 0
-        ):
-            if job.size > 0:
-                refuse("mask", f"{job.plan.r} rows of a divisor of {job.m} elements", mask.shape)
-            job.mask = NULL
-        else:
-            job.plan.period = job.m // job.plan.q
-    return 0
+include "rows_jobs.pxi"
 
 
 # The kernels of the table ----------------------------------------------------------------------
@@ -333,15 +303,10 @@ def add_forward(
     check_out(total, "total", r * m, typenum)
     check_real(addend, "addend", r * m, typenum)
     job.out = <char *>cnp.PyArray_DATA(y)
-    job.plan.total = <char *>cnp.PyArray_DATA(total)
     job.added = <const char *>cnp.PyArray_DATA(addend)
     job.eps = eps
-    # Threads' copies lie a line apart.
-    job.plan.copy_size = (m * job.itemsize + 127) // 64 * 64
-    allocate(&job, weight, bias, 2 * threads * job.plan.copy_size if job.stream else 0)
-    if job.stream:
-        # Totals that are streamed are read from here.
-        job.plan.copies = job.spare
+    allocate(&job, weight, bias, room_for_totals(&job, cnp.PyArray_DATA(total), threads))
+    place_totals(&job)
     run(forward_rows, &job, r, threads)
     PyMem_RawFree(job.memory)
 
@@ -382,12 +347,11 @@ def backward(
     job.dy = <const char *>cnp.PyArray_DATA(dy)
     job.added = optional_input(addend, "addend", r * m, typenum)
     take_mask(&job, mask)
-    # No fewer rows to a unit than hold UNIT_LEAST elements, and whole groups of TOGETHER.
-    job.plan.unit = max((r + UNITS - 1) // UNITS, UNIT_LEAST // max(1, m), 1)
-    job.plan.unit = (job.plan.unit + TOGETHER - 1) // TOGETHER * TOGETHER
-    job.units = max(1, (r + job.plan.unit - 1) // job.plan.unit)
-    job.pitch = (m + 7) // 8 * 8
+    make_units(&job)
     allocate(&job, weight, None, 0)
     run(backward_units, &job, job.units, threads)
     give_parameter_grads(&job, &to_dweight, &to_dbias)
     PyMem_RawFree(job.memory)
+
+
+include "row_pointers.pxi"

@@ -25,13 +25,12 @@ import numpy as np
 
 from . import check, jax_ffi
 from .axes import layer_axes, lengths
+from .extras import extra
 from .jax_calls import BatchNorm, Call, Norm, call
 
-try:
+with extra("jax"):
     import jax
     import jax.numpy as jnp
-except ImportError as error:
-    raise ImportError(f"normcore.jax needs JAX (pip install normcore[jax]): {error}") from error
 
 __all__ = [
     "batch_norm",

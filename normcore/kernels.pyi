@@ -303,6 +303,13 @@ class _Cython(Protocol):
     isa: str
     def available(self) -> tuple[str, ...]: ...
 
+class _Gufuncs(Protocol):
+    layer_norm: np.ufunc
+    rms_norm: np.ufunc
+    instance_norm1d: np.ufunc
+    instance_norm2d: np.ufunc
+    instance_norm3d: np.ufunc
+
 class _Kernel(Protocol):
     family: str
     name: str
@@ -315,6 +322,7 @@ class _Table(Protocol):
     KERNELS: tuple[_Kernel, ...]
 
 cython: _Cython
+gufuncs_cy: _Gufuncs
 table: _Table
 nchw: Channels
 nc: Channels

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import check, masks
 from .batchnorm import BatchNorm
-from .functional.batch_backward import batch_norm_activation_backward
+from .extras import extra
 from .functional.gradients import Gradients
 from .layer import LayerGradients, ResidualGradients, Saved
 from .ranks import BACKWARD, FORWARD, Ranks, backward_part, merge, train_part
@@ -33,12 +32,13 @@ GATHER_BYTES = 40_000
 
 def _mpi() -> Any:
     """mpi4py.MPI, which starts MPI when it is first imported."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
-        raise ImportError(
-            f"normcore.mpi needs mpi4py and an MPI library (pip install normcore[mpi]): {error}"
-        ) from error
+    with extra("mpi"):
+        try:
+            from mpi4py import MPI
+        except RuntimeError as error:  # there is mpi4py, but no library
+            raise ImportError(
+                f"no MPI library was found (pip install normcore[mpi]): {error}", name="mpi4py"
+            ) from error
     return MPI
 
 
@@ -204,12 +204,7 @@ class SyncBatchNorm(BatchNorm):
         if not self._differentiates_all():
             return super().backward(dy, x, out, residual=residual, mask=mask)
         with self._communicator.answering(BACKWARD, self.num_features):
-            x, saved = self._differentiated(x, residual, mask)
-            if self.activation is not None:
-                dy = self._before_activation(dy, x, saved)
-                # It is nobody's yet, and dx can be written over it.
-                out = dy if out is None else out
-            return self._returned(*self._part(dy, x, saved, out))
+            return super().backward(dy, x, out, residual=residual, mask=mask)
 
     def backward_residual(
         self,
@@ -224,20 +219,7 @@ class SyncBatchNorm(BatchNorm):
         if not self._differentiates_all():
             return super().backward_residual(dy, x, out, residual=residual, mask=mask)
         with self._communicator.answering(BACKWARD, self.num_features):
-            x, saved = self._differentiated(x, residual, mask)
-            dresidual = check.same("dy", dy, x)
-            if self.activation is not None:
-                dresidual = self._before_activation(dresidual, x, saved)
-            elif saved.mask is not None or (
-                isinstance(out, np.ndarray) and np.may_share_memory(out, dresidual)
-            ):
-                dresidual = dresidual.copy(order="K")
-            if saved.mask is not None:
-                axis = self.axis % x.ndim
-                kept = masks.positions(saved.mask, x.shape, axis)
-                np.copyto(dresidual, 0, where=~np.expand_dims(kept, axis))
-            found = self._part(dresidual, x, saved, out)
-            return ResidualGradients(*self._returned(*found), dresidual)
+            return super().backward_residual(dy, x, out, residual=residual, mask=mask)
 
     def _differentiates_all(self) -> bool:
         """Does a backward concern the parts of all ranks?"""
@@ -245,15 +227,9 @@ class SyncBatchNorm(BatchNorm):
             return False
         return not self._frozen if self._saved is None else self._saved.batch_statistics
 
-    def _before_activation(self, dy: ArrayLike, x: Array, saved: Saved) -> Array:
-        return batch_norm_activation_backward(
-            *(dy, x, saved.mean, saved.rstd, self.weight, self.bias),
-            activation=self.activation,
-            residual=saved.residual,
-            axis=self.axis,
-        )
-
-    def _part(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+    def _gradients(self, dy: ArrayLike, x: Array, saved: Saved, out: Array | None) -> Gradients:
+        if not self._differentiates_all():
+            return super()._gradients(dy, x, saved, out)
         return backward_part(
             *(self._communicator, dy, x, saved.mean, saved.rstd, self.weight),
             *(self.axis, out, saved.mask),

@@ -1,15 +1,16 @@
-"""The benchmark as a program: rounds, promises, and the command with what it prints and writes."""
+"""The benchmark as a program: rounds, and the command with what it prints and writes."""
 
 import json
 from time import sleep
 
 import numpy as np
 import pytest
-from bench_cases import FAMILY, FUSED, HALVES, TINY, engine_with, slightly_off
+from bench_cases import TINY, TINY_SERIES, engine_with, slightly_off
 from matplotlib.image import imread
 
 from bench import __main__ as program
-from bench import engines, measure, targets, tasks
+from bench import engines, measure, processes, speed, sweeps
+from bench.record import read_json
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,20 @@ def test_time_is_measured():
     assert timing.runs == 3
 
 
+def test_noise_is_the_distance_of_odd_and_even_rounds():
+    timing = measure._timing([[1.0, 3.0], [1.2], [1.1], [1.5]])
+    assert (timing.best, timing.runs) == (1.0, 5)
+    assert timing.noise == pytest.approx(0.2)
+    assert measure._timing([[1.0, 2.0]]).noise is None
+
+
+def test_short_calls_are_timed_in_batches():
+    calls = []
+    timing = measure.interleave({"short": lambda: calls.append(None)}, 1)["short"]
+    assert len(calls) > 10 * timing.runs
+    assert timing.best < 1e-5
+
+
 def test_slow_calls_drop_out(monkeypatch):
     monkeypatch.setattr(measure, "PATIENCE_SECONDS", 0.001)
     timings = measure.interleave({"slow": lambda: sleep(0.002), "fast": lambda: None}, 3)
@@ -43,82 +58,40 @@ def test_slow_calls_drop_out(monkeypatch):
     assert timings["fast"].runs >= 3
 
 
-# Targets
-
-
-def forward_comparison(seconds, case=TINY[0]):
-    [task] = [found for found in tasks.tasks_of(case) if found.name == "forward"]
-    results = {
-        name: measure.Result(
-            name in engines.COMPILED,
-            measure.Verdict({"y": 0.0}),
-            None if best is None else measure.Timing(best, best, 1),
-        )
-        for name, best in seconds.items()
-    }
-    limit = measure.Timing(1.0, 1.0, 1)
-    return measure.Comparison(case, task, 100, limit, "copy", results)
-
-
-def test_promises_are_judged():
-    made = forward_comparison({"cython": 1.5, "numba": 2.5, "torch": 6.0})
-    assert [(one.engine, one.measured, one.kept) for one in targets.judge([made], [])] == [
-        ("cython", "1.50 x limit", True),
-        ("cython", "4.0 x torch", True),
-        ("numba", "2.50 x limit", False),
-        ("numba", "2.4 x torch", False),
-    ]
-
-
-def test_refused_kernel_breaks_its_promise():
-    for case in (TINY[0], FAMILY[0], HALVES[0], FUSED[0]):
-        made = forward_comparison({"cython": None, "torch": 6.0}, case)
-        [judgement] = targets.judge([made], [])
-        assert (judgement.measured, judgement.kept) == ("refused", False)
-
-
-def test_promises_of_halves_and_fusions_are_judged_against_ourselves():
-    times = {"cython": 1.0, "cython float32": 1.6, "cython unfused": 1.4, "numba": 1.0}
-    for case, measured, promised, kept in (
-        (HALVES[0], "0.62 x float32", "<= 0.65 x float32", True),
-        (FUSED[0], "1.4 x unfused", ">= 1.5 x unfused", False),
-    ):
-        # Nothing to hold Numba against: nothing is said of it.
-        [judgement] = targets.judge([forward_comparison(times, case)], [])
-        assert (judgement.engine, judgement.measured) == ("cython", measured)
-        assert (judgement.promised, judgement.kept) == (promised, kept)
-
-
-def test_targets_of_the_family_know_no_peers():
-    made = forward_comparison({"cython": 2.5, "torch": 3.0}, FAMILY[0])
-    [judgement] = targets.judge([made], [])
-    assert (judgement.measured, judgement.kept) == ("2.50 x limit", False)
-
-
 # The command
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(program, "CASES", TINY)
+    monkeypatch.setattr(speed, "CASES", TINY)
+    monkeypatch.setattr(speed, "WHOLE_CALLS", ("tiny",))
+    monkeypatch.setattr(sweeps, "SERIES", TINY_SERIES)
 
 
 def test_command_prints_and_writes(tiny, tmp_path, capsys):
-    arguments = ["--rounds", "2", "--threads", "1", "-e", "numpy", "-e", "textbook"]
+    arguments = ["--rounds", "2", "--threads", "2", "-e", "numpy", "-e", "textbook"]
+    parts = ("kernels", "sizes", "threads", "offset", "calls")
+    arguments += [word for part in parts for word in ("-p", part)]
     assert program.main([*arguments, "-o", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for words in (
         "tiny-last (2, 8, 9, 3), batch norm, float32",
         "GB/s",
         "% limit",
+        "x best peer",
+        "best peer",
         "normcore numpy",
-        "import normcore",
+        "functional.batch_norm training, tiny",
+        "inference (1, 64) through layer",
+        "tiny + 1e4 std forward",
     ):
         assert words in printed
 
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["machine"]["threads"] == 1
+    assert content == read_json(tmp_path / "bench.json")
+    assert content["machine"]["threads"] == 2
     assert content["machine"]["versions"]["numpy"] == np.__version__
+    assert content["settings"]["rounds"] == 2
     assert [entry["case"] for entry in content["kernels"][::6]] == [case.name for case in TINY]
     for entry in content["kernels"]:
         assert entry["limit"]["best"] > 0
@@ -127,14 +100,21 @@ def test_command_prints_and_writes(tiny, tmp_path, capsys):
             timing = result["timing"]
             assert 0 < timing["best"] <= timing["median"]
             assert timing["runs"] >= 2
+            assert timing["noise"] >= 0
             assert max(result["errors"].values()) < (1e-6 if name == "numpy" else 1e-3)
-    assert all(use["timing"]["best"] > 0 for use in content["api"])
+    assert [entry["threads"] for entry in content["series"]["threads"]] == [1, 2]
+    [away] = content["series"]["offset"]
+    errors = {name: result["errors"]["y"] for name, result in away["engines"].items()}
+    assert errors["numpy"] < 1e-6 < errors["textbook"]
+    assert all(use["timing"]["best"] > 0 for use in content["uses"])
+    assert {use["engine"] for use in content["uses"]} == {"numpy", "textbook"}
 
-    picture = imread(tmp_path / "bench.png")
-    assert min(picture.shape[:2]) > 500
-    colours = np.unique(np.rint(picture[:, :, :3] * 255).reshape(-1, 3), axis=0)
-    for shown in ("a9d6c3", "9aa0a6"):  # bars of both
-        assert (colours == list(bytes.fromhex(shown))).all(1).any()
+    for name in ("bench", "sizes", "threads", "errors"):
+        picture = imread(tmp_path / f"{name}.png")
+        assert min(picture.shape[:2]) > 300
+        colours = np.unique(np.rint(picture[:, :, :3] * 255).reshape(-1, 3), axis=0)
+        for shown in ("a9d6c3", "9aa0a6"):  # of both
+            assert (colours == list(bytes.fromhex(shown))).all(1).any(), name
 
 
 def test_command_refuses_and_says_so(tiny, tmp_path, capsys, monkeypatch):
@@ -142,7 +122,7 @@ def test_command_refuses_and_says_so(tiny, tmp_path, capsys, monkeypatch):
     broken.name = "numpy"
     monkeypatch.setitem(engines.ENGINES, "numpy", (lambda threads: broken, ()))
     file = tmp_path / "deep" / "other.json"
-    arguments = ["-c", "tiny", "--rounds", "1", "-e", "numpy", "-o", str(tmp_path)]
+    arguments = ["speed", "-c", "tiny", "--rounds", "1", "-e", "numpy", "-o", str(tmp_path)]
     assert program.main([*arguments, "--json", str(file)]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "WRONG" in printed
@@ -154,15 +134,60 @@ def test_command_refuses_and_says_so(tiny, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "bench.json").exists()
 
 
+def test_dtypes_are_those_asked_for(tiny):
+    given = program.parse(["-c", "tiny", "-d", "float64", "-d", "bfloat16"])
+    speed.settle(given)
+    assert given.part == ["kernels"]
+    assert [(case.name, case.dtype) for case in speed.chosen_cases(given)] == [
+        ("tiny-f64", "float64"),
+        ("tiny-bf16", "bfloat16"),
+    ]
+
+
+def test_everything_is_measured_when_nothing_is_asked_for():
+    given = program.parse([])
+    speed.settle(given)
+    assert given.command == "speed"
+    assert given.part == list(speed.PARTS)
+    assert len(speed.chosen_cases(given)) == len(speed.CASES)
+    quick = program.parse(["--quick"])
+    speed.settle(quick)
+    assert max(case.elements for case in speed.chosen_cases(quick)) <= speed.QUICK_ELEMENTS
+
+
+def test_fresh_processes_are_measured():
+    advanced = []
+    found = processes.measure(1, advanced.append)
+    assert len(advanced) == processes.STEPS
+    times = {use.key: use.timing.best for use in found if use.timing is not None}
+    assert times.keys() == {"import", "first call"}
+    assert all(0 < time < 20 for time in times.values())
+    extra = [use.extra_bytes for use in found if use.timing is None]
+    # An array that was kept or copied would be 26 MB.
+    assert all(0 <= size < 20e6 for size in extra)
+
+
 def test_missing_engine_is_named(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "torch", (engines._torch, ("no_such_module",)))
+    make, _ = engines.ENGINES["torch"]
+    monkeypatch.setitem(engines.ENGINES, "torch", (make, ("no_such_module",)))
     assert program.main(["-e", "torch", "-o", str(tmp_path)]) == 1
     assert "without torch: no_such_module is not installed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--threads", "0"], ["--case", "none"], ["--rounds", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--threads", "0"], ["--case", "none"], ["--rounds", "0"], ["--part", "none"], ["-d", "int8"]],
+)
 def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         program.main(arguments)
     assert stopped.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_commands_are_listed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in program.COMMANDS)

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from kernel_cases import backends
 from normcore.kernels.table import PASSES
+from readme import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = [str(b).removeprefix("cython-") for b in backends() if str(b).startswith("cython")]
 HAS_COMPILER = bool(ISAS) or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix"
 
-COMPILED = {f"{family}_cy" for family in (*PASSES, "running")}
+COMPILED = {f"{family}_cy" for family in (*PASSES, "running", "gufuncs")}
 if X86_64:
     COMPILED |= {f"{family}_cy_{isa}" for family in PASSES for isa in ("avx2", "avx512")}
 
@@ -151,7 +152,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     [metadata] = (name for name in top if name.endswith(".dist-info"))
     assert top == {"normcore", metadata}
     assert {"normcore/__init__.py", "normcore/py.typed", "normcore/kernels/__init__.py",
-            "normcore/kernels/table.py"} <= set(names)  # fmt: skip
+            "normcore/kernels/table.py", "normcore/capi.pxd"} <= set(names)  # fmt: skip
     assert any(name.endswith(".pyi") for name in names)
     left_behind = [name for name in names if name.endswith((".c", ".o", ".pyc", ".html"))]
     assert left_behind == []
@@ -173,6 +174,67 @@ def test_wheel_runs_from_any_other_folder(wheel: Path, tmp_path: Path) -> None:
     assert _python(python, BATCH_NORM, *wanted, cwd=tmp_path).split() == wanted
     refused = _run(python, "-c", "import kernels", cwd=tmp_path, succeeds=False)
     assert "ModuleNotFoundError" in refused.stderr
+
+
+# Beside the README's example: batch norm, forward and backward, in threads of the caller.
+CALLER = """
+from cython.parallel cimport prange
+from normcore.capi cimport NORMCORE_FLOAT64, nchw_backward, nchw_forward
+
+def batch_norms(double[:, :, :, ::1] x, double[:, :, :, ::1] y, double[:, :, :, ::1] dx,
+                double[:, :, ::1] saved, double[:, :, ::1] grads):
+    cdef Py_ssize_t i, n = x.shape[1], c = x.shape[2], s = x.shape[3]
+    cdef int failed = 0
+    for i in prange(x.shape[0], nogil=True):
+        failed += nchw_forward(
+            NORMCORE_FLOAT64, NORMCORE_FLOAT64, &y[i, 0, 0, 0], &saved[i, 0, 0],
+            &saved[i, 1, 0], &saved[i, 2, 0], &x[i, 0, 0, 0], NULL, NULL, NULL, 1e-5, 0, c, c,
+            n, c, s, 1)
+        failed += nchw_backward(
+            NORMCORE_FLOAT64, NORMCORE_FLOAT64, &dx[i, 0, 0, 0], &grads[i, 0, 0],
+            &grads[i, 1, 0], &y[i, 0, 0, 0], &x[i, 0, 0, 0], &saved[i, 0, 0], &saved[i, 2, 0],
+            NULL, True, c, c, n, c, s, 1)
+    return failed
+"""
+
+CALL = """
+import numpy as np
+import pipeline
+from normcore import reference
+
+random = np.random.default_rng(0)
+x = (random.standard_normal((70, 129)) + 1e4).astype(np.float32)
+weight = random.uniform(0.5, 1.5, 129).astype(np.float32)
+mean, rstd = np.empty((2, 70))
+truth, moments = reference.batch_norm_forward(x, weight, None, 1e-5, (1,))
+pipeline.normalize(x, weight, mean, rstd)
+assert np.abs(x - truth).max() <= 1e-6 * np.abs(truth).max()
+assert np.allclose(mean, moments.mean.ravel(), rtol=1e-14)
+
+x = random.standard_normal((5, 4, 3, 50))
+y, dx, saved, grads = np.empty_like(x), np.empty_like(x), np.empty((5, 3, 3)), np.empty((5, 2, 3))
+assert pipeline.batch_norms(x, y, dx, saved, grads) == 0
+for i in range(5):
+    truth, _ = reference.batch_norm_forward(x[i], None, None, 1e-5, (0, 2))
+    gradients = reference.batch_norm_backward(y[i], x[i], None, 1e-5, (0, 2))
+    assert np.abs(y[i] - truth).max() < 1e-14
+    assert np.abs(dx[i] - gradients[0]).max() < 1e-13
+    assert np.abs(grads[i] - np.reshape(gradients[1:], (2, 3))).max() < 1e-11
+try:
+    pipeline.normalize(np.ones((1, 129), np.float32), weight, mean[:0], rstd)
+except IndexError:
+    print("called")
+"""
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler on this machine")
+def test_a_cython_module_calls_the_kernels_of_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    python = _fresh(tmp_path / "environment")
+    _install(python, wheel, cwd=tmp_path)
+    [example] = blocks("In a Cython or Numba pipeline", "cython")
+    (tmp_path / "pipeline.pyx").write_text("# cython: boundscheck=True\n" + example + CALLER)
+    _run(python, "-m", "Cython.Build.Cythonize", "-i", "-3", "pipeline.pyx", cwd=tmp_path)
+    assert _python(python, CALL, cwd=tmp_path) == "called"
 
 
 def test_source_distribution_builds_what_the_checkout_builds(

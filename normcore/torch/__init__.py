@@ -13,12 +13,10 @@ any memory layout. They are read where they lie, and results lie like the input:
 copied. All of it is differentiable, twice too, by the formulas of PyTorch; `SyncBatchNorm` once.
 """
 
-try:
+from ..extras import extra
+
+with extra("torch"):
     import torch  # noqa: F401  # asked for here, so that its absence is told in our words
-except ImportError as error:
-    raise ImportError(
-        "normcore.torch needs PyTorch; install it with: pip install 'normcore[torch]'"
-    ) from error
 
 from .batch import (
     BatchNorm1d,

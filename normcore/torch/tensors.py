@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..extras import extra
+
 Array = np.ndarray[Any, Any]
 
 # Names of this module: looked up in torch, they cost 0.1 us more in every call.
@@ -23,12 +25,8 @@ HELD = "_normcore_held"
 
 @cache
 def _bfloat16() -> np.dtype[Any]:
-    try:
+    with extra("torch"):
         import ml_dtypes
-    except ImportError as error:
-        raise ImportError(
-            "bfloat16 tensors need ml_dtypes; install it with: pip install 'normcore[torch]'"
-        ) from error
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return found
 

@@ -62,6 +62,9 @@ class Textbook:
     ours = False
     instruction_set = ""
 
+    def __init__(self, threads: int) -> None:
+        """NumPy computes this on one thread, however many there are."""
+
     def call(self, problem: Problem, task: Task) -> Call | None:
         if problem.case.dtype != "float32" or problem.case.fused:
             return None

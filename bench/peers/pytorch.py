@@ -18,6 +18,7 @@ from bench.problem import EPS, Problem
 from bench.tasks import Task
 
 Array = np.ndarray[Any, Any]
+Composition = Callable[[Any, Any, Any, Any, Any], tuple[Any, ...]]
 
 
 class Torch:
@@ -30,11 +31,12 @@ class Torch:
     def __init__(self, threads: int) -> None:
         import torch
 
-        torch.set_num_threads(threads)
-        self.torch = torch
+        self.torch, self.threads = torch, threads
         self.instruction_set = torch.backends.cpu.get_cpu_capability()
 
     def call(self, problem: Problem, task: Task) -> Call | None:
+        # PyTorch's count is the whole process's.
+        self.torch.set_num_threads(self.threads)
         if problem.case.layer == "batch" and not problem.case.fused:
             find = getattr(self, f"_batch_{task.name}", None)
             return None if find is None else Call(*find(problem))
@@ -60,8 +62,8 @@ class Torch:
             self.torch.ops.aten.native_batch_norm.out,
             *(self._tensor(problem, problem.x), weight, bias, mean, var, False, 0.1, EPS),
             out=self._tensor(problem, problem.stream()),
-            save_mean=self.torch.empty(0),
-            save_invstd=self.torch.empty(0),
+            save_mean=mean.new_empty(0),
+            save_invstd=mean.new_empty(0),
         )
         return self._without_autograd(run), {"y": problem.stream()}
 
@@ -82,40 +84,37 @@ class Torch:
     # What allocates.
 
     def _forward(self, problem: Problem) -> Call:
+        given = problem.arguments
         x, residual, addend = (
-            self._optional(problem, problem.arguments[name]) for name in ("x", "residual", "addend")
+            self._optional(problem, given[name]) for name in ("x", "residual", "addend")
         )
         weight, bias = self._parameters(problem)
+        run = partial(self._made(self._composition(problem)), x, weight, bias, residual, addend)
 
-        def run() -> tuple[Any, Any]:
-            total = x if addend is None else x + addend
-            return self._composition(problem, total, weight, bias, residual), total
-
-        def read(found: tuple[Any, Any]) -> Mapping[str, Array]:
-            y, total = (self._array(problem, tensor) for tensor in found)
-            return {"y": y} if addend is None else {"y": y, "total": total}
+        def read(found: tuple[Any, ...]) -> Mapping[str, Array]:
+            arrays = (self._array(problem, tensor) for tensor in found)
+            return dict(zip(("y", "total"), arrays, strict=False))
 
         return Call(self._without_autograd(run), {}, read)
 
     def _backward(self, problem: Problem) -> Call:
         given = problem.arguments
-        dy, dtotal, residual = (
-            self._optional(problem, given[name]) for name in ("dy", "addend", "residual")
+        dy, dtotal, residual, addend = (
+            self._optional(problem, given[name]) for name in ("dy", "addend", "residual", "addend")
         )
-        x = self._tensor(problem, problem.x).requires_grad_()
+        x = self._tensor(problem, problem.x)
+        if addend is not None:
+            # x is the sum already; a gradient that comes past the norm is added to its own.
+            addend = self.torch.zeros_like(x)
         weight, bias = self._parameters(problem)
         inputs = {"dx": x, "dweight": weight, "dbias": bias, "g": residual}
         inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         for tensor in inputs.values():
             tensor.requires_grad_()
-        # Not x itself: a gradient that comes past the norm is added to that of what was added up.
-        total = x.view_as(x)
-        ends = {self._composition(problem, total, weight, bias, residual): dy}
-        if dtotal is not None:
-            ends[total] = dtotal
+        ends = self._made(self._composition(problem))(x, weight, bias, residual, addend)
         run = partial(
             self.torch.autograd.grad,
-            *(list(ends), list(inputs.values()), list(ends.values())),
+            *(ends, list(inputs.values()), [dy, dtotal][: len(ends)]),
             retain_graph=True,
         )
 
@@ -127,19 +126,37 @@ class Torch:
 
         return Call(run, {}, read)
 
-    def _composition(self, problem: Problem, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    def _made(self, composition: Composition) -> Composition:
+        """What is run of a composition: eager runs it as it is."""
+        return composition
+
+    def _composition(self, problem: Problem) -> Composition:
+        """(x, weight, bias, residual, addend) -> y, and the sum where there is an addend."""
         case, functions = problem.case, self.torch.nn.functional
         normalized = (case.channels,)
-        y = {
-            "batch": lambda: functions.batch_norm(x, None, None, weight, bias, True, 0.1, EPS),
-            "group": lambda: functions.group_norm(x, case.groups, weight, bias, EPS),
-            "instance": lambda: functions.instance_norm(x, weight=weight, bias=bias, eps=EPS),
-            "layer": lambda: functions.layer_norm(x, normalized, weight, bias, EPS),
-            "rms": lambda: functions.rms_norm(x, normalized, weight, EPS),
-        }[case.layer]()
-        if residual is not None:
-            y = y + residual
-        return y if case.activation is None else getattr(functions, case.activation)(y)
+        norms: dict[str, Callable[[Any, Any, Any], Any]] = {
+            "batch": lambda x, w, b: functions.batch_norm(x, None, None, w, b, True, 0.1, EPS),
+            "group": lambda x, w, b: functions.group_norm(x, case.groups, w, b, EPS),
+            "instance": lambda x, w, b: functions.instance_norm(x, weight=w, bias=b, eps=EPS),
+            "layer": lambda x, w, b: functions.layer_norm(x, normalized, w, b, EPS),
+            "rms": lambda x, w, b: functions.rms_norm(x, normalized, w, EPS),
+        }
+        norm = norms[case.layer]
+        activate = getattr(functions, case.activation) if case.activation else None
+
+        def composition(
+            x: Any, weight: Any, bias: Any, residual: Any, addend: Any
+        ) -> tuple[Any, ...]:
+            if addend is not None:
+                x = x + addend
+            y = norm(x, weight, bias)
+            if residual is not None:
+                y = y + residual
+            if activate is not None:
+                y = activate(y)
+            return (y,) if addend is None else (y, x)
+
+        return composition
 
     def _without_autograd(self, run: Callable[[], object]) -> Callable[[], object]:
         inference_mode = self.torch.inference_mode
@@ -175,8 +192,8 @@ class Torch:
         return np.moveaxis(array, self._axis(problem), problem.case.axis)
 
     def _vectors(self, problem: Problem, *names: str) -> list[Any]:
-        given = problem.arguments
-        return [self.torch.from_numpy(given[name].astype(np.float32)) for name in names]
+        given, dtype = problem.arguments, problem.parameter_dtype
+        return [self.torch.from_numpy(given[name].astype(dtype)) for name in names]
 
     def _parameters(self, problem: Problem) -> tuple[Any, Any]:
         names = [n for n in ("weight", "bias") if problem.arguments[n] is not None]
