@@ -93,6 +93,12 @@ def period_of(weight):
 
 
 @inline
+def within(j, period):
+    """j % period, without a division where there is nothing to divide."""
+    return j if j < period else j % period
+
+
+@inline
 def renormalization(r, d, running_mean, running_var, r_max, d_max):
     """What batch renormalization takes and gives, without arrays, and whether it is asked for."""
     return (
@@ -239,7 +245,7 @@ def put_given(narrow, exact, kind, mean, rstd, weight, bias):
     d, columns = kind.size // mean.size, columns_of(narrow, exact, kind)
     for g in range(mean.size):
         for j in range(g * d, (g + 1) * d):
-            w, b = weight[j % weight.size], bias[j % bias.size]
+            w, b = weight[within(j, weight.size)], bias[within(j, bias.size)]
             put_forward(columns, j, mean[g], 0.0, rstd[g], rstd[g] * w, b)
 
 
@@ -248,7 +254,7 @@ def put_given_grads(narrow, exact, kind, mean, rstd, weight, sum_dy, sum_dy_xmu,
     """Backward coefficients for cells, each a statistic, whose sums are given."""
     columns = columns_of(narrow, exact, kind)
     for j in range(mean.size):
-        w, a, b = weight[j % weight.size], sum_dy[j] / count, sum_dy_xmu[j] / count
+        w, a, b = weight[within(j, weight.size)], sum_dy[j] / count, sum_dy_xmu[j] / count
         put_backward(columns, j, mean[j], 0.0, rstd[j], w, a, w * a, w * b)
 
 
@@ -292,7 +298,7 @@ def finish_forward(
             by, more = (1.0, 0.0) if none else (by, more)
             rs[g], ds[g] = by, more
         for j in range(g * d, (g + 1) * d):
-            w, b = np.float64(weights[j % period]), np.float64(biases[j % bias_period])
+            w, b = np.float64(weights[within(j, period)]), np.float64(biases[within(j, bias_period)])
             offset = b + more * w if corrects else b
             put_forward(columns, j, shift[g], rest, rstd[g], rstd[g] * by * w, offset)
 
@@ -315,14 +321,14 @@ def finish_backward(
                 rest += total(sums, 2, j)
             rest /= count  # with what the rounding of the mean left over
         for j in range(g * d, (g + 1) * d):
-            w, sum_dy = np.float64(weights[j % period]), total(sums, 0, j)
+            w, sum_dy = np.float64(weights[within(j, period)]), total(sums, 0, j)
             sum_dy_xmu = total(sums, 1, j) - rest * sum_dy
             dweights[j], dbiases[j] = sum_dy_xmu * rstd[g], sum_dy
             by_mean += w * sum_dy
             by_x += w * sum_dy_xmu
         by_mean, by_x, own = by_mean / count, by_x / count, count / d
         for j in range(g * d, (g + 1) * d):
-            w = np.float64(weights[j % period])
+            w = np.float64(weights[within(j, period)])
             put_backward(columns, j, centre[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
 
 
