@@ -298,7 +298,10 @@ def finish_forward(
             by, more = (1.0, 0.0) if none else (by, more)
             rs[g], ds[g] = by, more
         for j in range(g * d, (g + 1) * d):
-            w, b = np.float64(weights[within(j, period)]), np.float64(biases[within(j, bias_period)])
+            w, b = (
+                np.float64(weights[within(j, period)]),
+                np.float64(biases[within(j, bias_period)]),
+            )
             offset = b + more * w if corrects else b
             put_forward(columns, j, shift[g], rest, rstd[g], rstd[g] * by * w, offset)
 
