@@ -62,10 +62,15 @@ def squares(s1, s2, count):
 
 
 @inline
+def lost_digits(itemsize):
+    """How many times M2 may S1*S1/count be."""
+    return _CANCELLATION_FLOAT64 if itemsize == 8 else _CANCELLATION_FLOAT32
+
+
+@inline
 def is_bad_shift(s1, s2, count, itemsize):
     """Whether the shift was so far from the mean that digits were lost."""
-    lost = _CANCELLATION_FLOAT64 if itemsize == 8 else _CANCELLATION_FLOAT32
-    return s1 * (s1 / count) > lost * squares(s1, s2, count)
+    return s1 * (s1 / count) > lost_digits(itemsize) * squares(s1, s2, count)
 
 
 @inline
@@ -237,16 +242,6 @@ def put_totals(sum_dy, sum_dy_xmu, partial, mean, centre):
     for j in range(sum_dy.size):
         sum_dy[j] = total(sums, 0, j)
         sum_dy_xmu[j] = total(sums, 1, j) - (mean[j] - centre[j]) * sum_dy[j]
-
-
-@block
-def put_given(narrow, exact, kind, mean, rstd, weight, bias):
-    """Forward coefficients for statistics that are given."""
-    d, columns = kind.size // mean.size, columns_of(narrow, exact, kind)
-    for g in range(mean.size):
-        for j in range(g * d, (g + 1) * d):
-            w, b = weight[within(j, weight.size)], bias[within(j, bias.size)]
-            put_forward(columns, j, mean[g], 0.0, rstd[g], rstd[g] * w, b)
 
 
 @block

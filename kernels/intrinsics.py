@@ -337,6 +337,17 @@ def muladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     return vector(*arguments), codegen
 
 
+@intrinsic
+def root(typingctx: Any, v: Any) -> Any:
+    """Square roots of the lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.sqrt.v{v.lanes}f{v.dtype.bitwidth}"
+        return builder.call(declared(builder, name, ir.FunctionType(v.llvm, [v.llvm])), args)
+
+    return v(v), codegen
+
+
 def _binary(operation: Any, instruction: str) -> None:
     @intrinsic
     def compute(typingctx: Any, a: Any, b: Any) -> Any:

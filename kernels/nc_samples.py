@@ -12,7 +12,6 @@ from .coefficients import (
     BACKWARD_SUMS,
     FORWARD_ROWS,
     FORWARD_SUMS,
-    put_given,
     put_given_grads,
     put_moments,
     put_totals,
@@ -40,6 +39,7 @@ from .nc_units import (
     unit_count,
 )
 from .runs import is_streamed
+from .settle import put_given
 
 
 @inline

@@ -25,6 +25,7 @@ from .masks import kept_memory
 from .registers import LINE_LANES, origin_of
 from .runs import sweep
 from .schedule import UNIT_BLOCK, UNIT_BLOCK_LEAST, UNITS
+from .settle import finish_lanes, move_bad_lanes
 from .values import (
     backward_vectors,
     before_activation,
@@ -99,6 +100,10 @@ def set_shifts(shift, centres, x, firsts, edges, bi, m, c):
     if rows > 0:
         for ch in range(0, c, LANES):
             column_shifts(to, ch, of, (bi * m + row) * c + ch, rows, c, min(LANES, c - ch))
+    if d == 1 and rows > 0:
+        for g in range(c):
+            shift[g] = origin_of(of, finite_or_zero(centres[g]))
+        return
     for g in range(shift.size):
         origin, more = centres[g * d], 0.0
         for ch in range(g * d, (g + 1) * d):
@@ -215,6 +220,15 @@ def settle_forward(
     if width > 1:
         merge_channels(sums, width, begin, end)
     to, values = memory(shift), sums_of(sums)
+    # One count for all: `count` is that of the sample.
+    if width == 1 and running_mean.size == 0 and count[0] > 0.0 and weight.size == bias.size == c:
+        if not again:
+            move_bad_lanes(to, memory(bad), memory(x), values, count[0], begin, end)
+        finish_lanes(
+            memory(mean), memory(var), memory(rstd), columns_of(narrow, exact, kind), values, to,
+            count[0], memory(weight), memory(bias), eps, begin, end
+        )  # fmt: skip
+        return
     if not again:
         move_bad_shifts(to, memory(bad), memory(x), values, width, counts, begin, end)
     finish_forward(

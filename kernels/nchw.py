@@ -20,7 +20,6 @@ from .coefficients import (
     FORWARD_SUMS,
     add_periods,
     origins_of,
-    put_given,
     put_given_grads,
     put_moments,
     put_totals,
@@ -49,6 +48,7 @@ from .nchw_units import (
     unit_count,
 )
 from .optional import array_or_empty, float64_copy, inverse_deviations, mask_or_empty, parameter
+from .settle import put_given
 
 
 @kernel
