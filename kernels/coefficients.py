@@ -18,6 +18,7 @@ import numpy as np
 
 from .intrinsics import memory
 from .jit import block, inline
+from .registers import origin_of
 
 HIGH, LOW, SCALE, SHIFT = 0, 1, 2, 3
 """Rows of forward coefficients: y = ((x - high) - low) * scale + shift."""
@@ -61,10 +62,15 @@ def squares(s1, s2, count):
 
 
 @inline
-def is_bad_shift(s1, s2, count, lane_size):
+def lost_digits(itemsize):
+    """How many times M2 may S1*S1/count be."""
+    return _CANCELLATION_FLOAT64 if itemsize == 8 else _CANCELLATION_FLOAT32
+
+
+@inline
+def is_bad_shift(s1, s2, count, itemsize):
     """Whether the shift was so far from the mean that digits were lost."""
-    lost = _CANCELLATION_FLOAT32 if lane_size == 4 else _CANCELLATION_FLOAT64
-    return s1 * (s1 / count) > lost * squares(s1, s2, count)
+    return s1 * (s1 / count) > lost_digits(itemsize) * squares(s1, s2, count)
 
 
 @inline
@@ -89,6 +95,12 @@ def counts_by(counts, statistics):
 def period_of(weight):
     """(weight, its period), without the array."""
     return memory(weight), weight.size
+
+
+@inline
+def within(j, period):
+    """j % period, without a division where there is nothing to divide."""
+    return j if j < period else j % period
 
 
 @inline
@@ -187,7 +199,7 @@ def count_of(counts, g):
 
 
 @block
-def move_bad_shifts(shift, bad, sums, stride, counts, begin, end, lane_size):
+def move_bad_shifts(shift, bad, x, sums, stride, counts, begin, end):
     """Where digits were lost, the mean becomes the shift; returns how many that are.
 
     The sums of statistic g are those of cell g * stride.
@@ -196,10 +208,10 @@ def move_bad_shifts(shift, bad, sums, stride, counts, begin, end, lane_size):
     for g in range(begin, end):
         s1, s2 = total(sums, 0, g * stride), total(sums, 1, g * stride)
         count = max(count_of(counts, g), 1.0)
-        is_bad = is_bad_shift(s1, s2, count, lane_size)
+        is_bad = is_bad_shift(s1, s2, count, x.itemsize)
         bad[g] = np.float64(is_bad)
         if is_bad:
-            shift[g] += s1 / count
+            shift[g] = origin_of(x, shift[g] + s1 / count)
             moved += 1
     return moved
 
@@ -215,21 +227,21 @@ def put_moments(mean, m2, partial, shift, count):
 
 
 @block
-def put_totals(sum_dy, sum_dy_xmu, partial):
-    """The first two sums of cells."""
-    sums = sums_of(partial)
-    for j in range(sum_dy.size):
-        sum_dy[j], sum_dy_xmu[j] = total(sums, 0, j), total(sums, 1, j)
+def origins_of(x, means):
+    """Where the deviations of each statistic are taken from."""
+    found, of = np.empty(means.size), memory(x)
+    for g in range(means.size):
+        found[g] = origin_of(of, means[g])
+    return found
 
 
 @block
-def put_given(narrow, exact, kind, mean, rstd, weight, bias):
-    """Forward coefficients for statistics that are given."""
-    d, columns = kind.size // mean.size, columns_of(narrow, exact, kind)
-    for g in range(mean.size):
-        for j in range(g * d, (g + 1) * d):
-            w, b = weight[j % weight.size], bias[j % bias.size]
-            put_forward(columns, j, mean[g], 0.0, rstd[g], rstd[g] * w, b)
+def put_totals(sum_dy, sum_dy_xmu, partial, mean, centre):
+    """The first two sums of cells, whose deviations were taken from `centre`."""
+    sums = sums_of(partial)
+    for j in range(sum_dy.size):
+        sum_dy[j] = total(sums, 0, j)
+        sum_dy_xmu[j] = total(sums, 1, j) - (mean[j] - centre[j]) * sum_dy[j]
 
 
 @block
@@ -237,7 +249,7 @@ def put_given_grads(narrow, exact, kind, mean, rstd, weight, sum_dy, sum_dy_xmu,
     """Backward coefficients for cells, each a statistic, whose sums are given."""
     columns = columns_of(narrow, exact, kind)
     for j in range(mean.size):
-        w, a, b = weight[j % weight.size], sum_dy[j] / count, sum_dy_xmu[j] / count
+        w, a, b = weight[within(j, weight.size)], sum_dy[j] / count, sum_dy_xmu[j] / count
         put_backward(columns, j, mean[j], 0.0, rstd[j], w, a, w * a, w * b)
 
 
@@ -281,34 +293,41 @@ def finish_forward(
             by, more = (1.0, 0.0) if none else (by, more)
             rs[g], ds[g] = by, more
         for j in range(g * d, (g + 1) * d):
-            w, b = np.float64(weights[j % period]), np.float64(biases[j % bias_period])
+            w, b = (
+                np.float64(weights[within(j, period)]),
+                np.float64(biases[within(j, bias_period)]),
+            )
             offset = b + more * w if corrects else b
             put_forward(columns, j, shift[g], rest, rstd[g], rstd[g] * by * w, offset)
 
 
 @block
 def finish_backward(
-    dweights, dbiases, columns, d, sums, mean, rstd, counts, weight, training, begin, end
+    dweights, dbiases, columns, d, sums, mean, centre, rstd, counts, weight, training, begin, end
 ):
-    """Shares of cells in dweight and dbias, and their coefficients, for statistics begin to end."""
+    """Shares of cells in dweight and dbias, and their coefficients, for statistics begin to end.
+
+    Deviations were taken from `centre`; the mean lies `rest` beyond it.
+    """
     weights, period = weight
     for g in range(begin, end):
         count = max(count_of(counts, g), 1.0)
-        rest, by_mean, by_x = 0.0, 0.0, 0.0
+        rest, by_mean, by_x = mean[g] - centre[g], 0.0, 0.0
         if training:
+            rest = 0.0
             for j in range(g * d, (g + 1) * d):
                 rest += total(sums, 2, j)
-            rest /= count  # what the rounding of the mean left over
+            rest /= count  # with what the rounding of the mean left over
         for j in range(g * d, (g + 1) * d):
-            w, sum_dy = np.float64(weights[j % period]), total(sums, 0, j)
+            w, sum_dy = np.float64(weights[within(j, period)]), total(sums, 0, j)
             sum_dy_xmu = total(sums, 1, j) - rest * sum_dy
             dweights[j], dbiases[j] = sum_dy_xmu * rstd[g], sum_dy
             by_mean += w * sum_dy
             by_x += w * sum_dy_xmu
         by_mean, by_x, own = by_mean / count, by_x / count, count / d
         for j in range(g * d, (g + 1) * d):
-            w = np.float64(weights[j % period])
-            put_backward(columns, j, mean[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
+            w = np.float64(weights[within(j, period)])
+            put_backward(columns, j, centre[g], rest, rstd[g], w, dbiases[j] / own, by_mean, by_x)
 
 
 @block

@@ -24,6 +24,7 @@ from .layers import (
     unit_count,
 )
 from .optional import array_or_empty, mask_or_empty
+from .registers import LINE_LANES, origin_of
 from .runs import is_streamed
 from .strips import (
     add_row_sums,
@@ -70,7 +71,7 @@ def strip_bounds(k, width, m, c):
 @inline
 def strip_memory(threads, width):
     """Sums, shifts and flags of the columns of a strip, for every thread."""
-    return np.zeros((threads, FLAG + 1, width + LANES))
+    return np.zeros((threads, FLAG + 1, width + LINE_LANES))
 
 
 @inline
@@ -83,12 +84,12 @@ def is_mixed(wide, width):
 
 
 @inline
-def move_shifts(sums, shifts, pitch, width, m, lane_size):
+def move_shifts(sums, shifts, x, pitch, width, m):
     """Where digits were lost, the mean becomes the shift; returns whether there was one."""
     moved = False
     for j in range(width):
-        if is_bad_shift(sums[j], sums[pitch + j], m, lane_size):
-            shifts[j] += sums[j] / m
+        if is_bad_shift(sums[j], sums[pitch + j], m, x.itemsize):
+            shifts[j] = origin_of(x, shifts[j] + sums[j] / m)
             moved = True
     return moved
 
@@ -120,7 +121,7 @@ def forward_share(
     """Statistics and y of the strips begin to end."""
     streaming, centre, masked = is_streamed(y, x), mean.size > 0, mask.size > 0
     to, of, inputs = memory(y), memory(x), inputs_of(x, residual, w, b)
-    a, e, pitch, lane_size = memory(narrow), memory(exact), work.shape[1], max(4, x.itemsize)
+    a, e, pitch = memory(narrow), memory(exact), work.shape[1]
     sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
     means, inverses, masks = memory(mean), memory(rstd), memory(mask)
     for k in range(begin, end):
@@ -128,7 +129,7 @@ def forward_share(
         if centre:
             set_shifts(shifts, of, start, min(m, SHIFT_ROWS), c, columns)
         strip_sums(sums, pitch, of, start, m, c, columns, shifts)
-        if centre and move_shifts(sums, shifts, pitch, columns, m, lane_size):
+        if centre and move_shifts(sums, shifts, of, pitch, columns, m):
             strip_sums(sums, pitch, of, start, m, c, columns, shifts)
         settle_forward(
             means, inverses, bi * c + column, masks, masked, sums, shifts, wide, a, e, pitch, eps,
@@ -205,13 +206,13 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, b
 
 @inline
 def settle_backward(
-    means, inverses, at, masks, masked, sums, wide, kept, narrow, exact, pitch, width, m, centre
+    inverses, at, masks, masked, sums, shifts, wide, kept, narrow, exact, pitch, width, m, centre
 ):  # fmt: skip
     """Coefficients of the columns of a strip, and whether they count."""
     for j in range(width):
         counts = masks[at + j] != 0 if masked else True
-        mean, g = (means[at + j], sums[j]) if centre and counts else (0.0, 0.0)
-        # What the rounding of the mean left over.
+        mean, g = (shifts[j], sums[j]) if centre and counts else (0.0, 0.0)
+        # With what the rounding of the mean left over.
         rest = sums[2 * pitch + j] / m if centre and counts else 0.0
         through_x = sums[pitch + j] - rest * g if counts else 0.0
         inverse = inverses[at + j] if counts else 0.0
@@ -247,10 +248,10 @@ def backward_share(
             bi, column, columns, start = strip_bounds(k, width, m, c)
             at = bi * c + column
             for j in range(columns):
-                shifts[j] = means[at + j] if centre else 0.0
+                shifts[j] = origin_of(of, means[at + j]) if centre else 0.0
             strip_grad_sums(sums, pitch, by, of, weights, start, m, c, columns, shifts)
             settle_backward(
-                means, inverses, at, masks, masked, sums, wide, flags, a, e, pitch, columns, m,
+                inverses, at, masks, masked, sums, shifts, wide, flags, a, e, pitch, columns, m,
                 centre
             )  # fmt: skip
             if is_mixed(wide, columns):
@@ -275,7 +276,7 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, b, m, 
     partial = np.empty((units, 2, m))
     work, exact = strip_memory(threads, width), coefficient_memory(threads, width, rstd)
     narrow = coefficient_memory(threads, width, x)
-    kept = np.zeros((threads, width + LANES), compute_dtype(x))
+    kept = np.zeros((threads, width + LINE_LANES), compute_dtype(x))
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(

@@ -1,6 +1,6 @@
 """The exponential function on lanes, in Numba.
 
-LLVM's own is a call to the C library for every lane, 16 of them for a vector.
+LLVM's own is a call to the C library for every lane, 16 or more of them for a vector.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from .intrinsics import muladd, where_less
 from .jit import block, inline
-from .vectors import LANES, declared, splatted
+from .vectors import declared, splatted
 
 # exp(r) for |r| <= log(2) / 2 by Taylor's series: errors 5e-9 (float32), 4e-18 (float64).
 _EXP_FLOAT32 = tuple(1 / math.factorial(k) for k in range(7, -1, -1))
@@ -29,7 +29,7 @@ def polynomial(typingctx: Any, v: Any, coefficients: Any) -> Any:
     """Value at the lanes of v; the coefficients are a tuple, that of the highest power first."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.fmuladd.v{LANES}f{v.dtype.bitwidth}"
+        name = f"llvm.fmuladd.v{v.lanes}f{v.dtype.bitwidth}"
         function = declared(builder, name, ir.FunctionType(v.llvm, [v.llvm] * 3))
         value = None
         for k in range(coefficients.count):
@@ -51,9 +51,9 @@ def power_of_two(typingctx: Any, v: Any) -> Any:
     bits, fraction = v.dtype.bitwidth, 23 if v.dtype.bitwidth == 32 else 52
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integers = ir.VectorType(ir.IntType(bits), LANES)
+        integers = ir.VectorType(ir.IntType(bits), v.lanes)
         shift, one = (
-            ir.Constant(integers, [ir.Constant(ir.IntType(bits), value)] * LANES)
+            ir.Constant(integers, [ir.Constant(ir.IntType(bits), value)] * v.lanes)
             for value in (fraction, ((1 << (bits - fraction - 2)) - 1) << fraction)
         )
         exponent = builder.shl(builder.bitcast(args[0], integers), shift)

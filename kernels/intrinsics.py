@@ -1,4 +1,4 @@
-"""Vectors of 16 lanes for Numba: loads, stores past the cache, and arithmetic in a fixed order.
+"""Vectors for Numba: loads, stores past the cache, and arithmetic in a fixed order.
 
 Numba vectorizes loops by itself, but not past an in-place output (it then cannot prove that
 iterations are independent), not with sums that keep one order of additions, and never with
@@ -108,6 +108,12 @@ def _itemsize(x):  # type: ignore[no-untyped-def]  # Numba compares it with the 
     return lambda x: width
 
 
+@overload_attribute(Vector, "lanes", jit_options={"forceinline": True})
+def _lanes(v):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    lanes = v.lanes
+    return lambda v: lanes
+
+
 @overload_attribute(Vector, "itemsize", jit_options={"forceinline": True})
 def _lane_size(v):  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
     width = v.dtype.bitwidth // 8
@@ -119,40 +125,61 @@ def load(typingctx: Any, x: Any, i: Any) -> Any:
     """Lanes x[i] to x[i + 15]."""
     if not isinstance(x, types.Array | Memory):
         raise TypingError(f"load: {x}")
-    vector = Vector(lane_dtype(x.dtype))
+    return _loaded(x, LANES)(x, types.intp), _load(x, LANES)
 
+
+@intrinsic
+def load_as(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
+    """As many lanes from x[i] on as the vector `like` has, in what x is computed in."""
+    return _loaded(x, like.lanes)(x, types.intp, like), _load(x, like.lanes)
+
+
+def _loaded(x: Any, lanes: int) -> Vector:
+    return Vector(lane_dtype(x.dtype), lanes)
+
+
+def _load(x: Any, lanes: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, x, args[0], args[1])
+        at = pointer_to(context, builder, x, args[0], args[1], lanes)
         return widened(builder, x.dtype, builder.load(at, align=x.dtype.bitwidth // 8))
 
-    return vector(x, types.intp), codegen
+    return codegen
 
 
 @intrinsic
 def load_part(typingctx: Any, x: Any, i: Any, k: Any) -> Any:
     """Lanes x[i] to x[i + k - 1]; the others are 0 and nothing is read for them."""
-    vector = Vector(lane_dtype(x.dtype))
+    return _loaded(x, LANES)(x, types.intp, types.intp), _load_part(x, LANES)
 
+
+@intrinsic
+def load_part_as(typingctx: Any, x: Any, i: Any, k: Any, like: Any) -> Any:
+    """`load_part` of as many lanes as the vector `like` has."""
+    return _loaded(x, like.lanes)(x, types.intp, types.intp, like), _load_part(x, like.lanes)
+
+
+def _load_part(x: Any, lanes: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at, elements = pointer_to(context, builder, x, args[0], args[1]), stored(x.dtype)
-        name = f"llvm.masked.load.{stored_name(x.dtype)}.p0"
-        mask_type = ir.VectorType(ir.IntType(1), LANES)
+        at = pointer_to(context, builder, x, args[0], args[1], lanes)
+        elements = stored(x.dtype, lanes)
+        name = f"llvm.masked.load.{stored_name(x.dtype, lanes)}.p0"
+        mask_type = ir.VectorType(ir.IntType(1), lanes)
         arguments = [at.type, INT32, mask_type, elements]
         function = declared(builder, name, ir.FunctionType(elements, arguments))
         align = ir.Constant(INT32, x.dtype.bitwidth // 8)
         zeros = ir.Constant(elements, None)
-        found = builder.call(function, [at, align, lanes_below(builder, args[2]), zeros])
+        found = builder.call(function, [at, align, lanes_below(builder, args[2], lanes), zeros])
         return widened(builder, x.dtype, found)
 
-    return vector(x, types.intp, types.intp), codegen
+    return codegen
 
 
 @intrinsic
 def store(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
-    """Set y[i] to y[i + 15] = lanes."""
+    """Set y[i] and the elements after it to the lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1])
+        at = pointer_to(context, builder, y, args[0], args[1], v.lanes)
         builder.store(narrowed(builder, y.dtype, args[2]), at, align=y.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -164,14 +191,15 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
     """Set y[i] to y[i + k - 1] = the first k lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1])
-        name = f"llvm.masked.store.{stored_name(y.dtype)}.p0"
-        mask_type = ir.VectorType(ir.IntType(1), LANES)
-        arguments = [stored(y.dtype), at.type, INT32, mask_type]
+        at = pointer_to(context, builder, y, args[0], args[1], v.lanes)
+        name = f"llvm.masked.store.{stored_name(y.dtype, v.lanes)}.p0"
+        mask_type = ir.VectorType(ir.IntType(1), v.lanes)
+        arguments = [stored(y.dtype, v.lanes), at.type, INT32, mask_type]
         function = declared(builder, name, ir.FunctionType(ir.VoidType(), arguments))
         align = ir.Constant(INT32, y.dtype.bitwidth // 8)
         elements = narrowed(builder, y.dtype, args[3])
-        builder.call(function, [elements, at, align, lanes_below(builder, args[2])])
+        mask = lanes_below(builder, args[2], v.lanes)
+        builder.call(function, [elements, at, align, mask])
         return context.get_dummy_value()
 
     return types.void(y, types.intp, types.intp, v), codegen
@@ -179,15 +207,15 @@ def store_part(typingctx: Any, y: Any, i: Any, k: Any, v: Any) -> Any:
 
 @intrinsic
 def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
-    """As `store`, past the caches; y[i] must start a cache line, or the second half of one.
+    """As `store`, past the caches; y[i] must start a cache line, or half of one for 16 halves.
 
     A normal store to a line that is not in the cache first reads it: copying 100 MB with two
     threads went from 27 to 48 GB/s with these.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1])
-        align = min(LINE_BYTES, LANES * y.dtype.bitwidth // 8)
+        at = pointer_to(context, builder, y, args[0], args[1], v.lanes)
+        align = min(LINE_BYTES, v.lanes * y.dtype.bitwidth // 8)
         instruction = builder.store(narrowed(builder, y.dtype, args[2]), at, align=align)
         one = builder.module.add_metadata([ir.Constant(INT32, 1)])
         instruction.set_metadata("nontemporal", one)
@@ -202,19 +230,28 @@ def prefetch(typingctx: Any, x: Any, i: Any) -> Any:
 
     Into the second-level cache: rows 4 KB apart would share one set of the first.
     """
+    return types.void(x, types.intp), _prefetch(x, LANES)
 
+
+@intrinsic
+def prefetch_as(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
+    """`prefetch` of as many elements as the vector `like` has lanes."""
+    return types.void(x, types.intp, like), _prefetch(x, like.lanes)
+
+
+def _prefetch(x: Any, lanes: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte, width = ir.IntType(8), x.dtype.bitwidth // 8
         arguments = [byte.as_pointer(), INT32, INT32, INT32]
         function = declared(builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments))
         read, level, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
-        for k in range(0, LANES, LINE_BYTES // width):
+        for k in range(0, lanes, LINE_BYTES // width):
             position = builder.add(args[1], ir.Constant(INT64, k))
             element = builder.gep(first_element(context, builder, x, args[0]), [position])
             builder.call(function, [builder.bitcast(element, arguments[0]), read, level, data])
         return context.get_dummy_value()
 
-    return types.void(x, types.intp), codegen
+    return codegen
 
 
 @intrinsic
@@ -231,7 +268,7 @@ def address(typingctx: Any, y: Any) -> Any:
 def cast(typingctx: Any, v: Any, like: Any) -> Any:
     """Lanes converted to the dtype of the array, scalar or vector `like`."""
     dtype = lane_dtype(like.dtype if isinstance(like, types.Array | Memory | Vector) else like)
-    target = Vector(dtype)
+    target = Vector(dtype, v.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if dtype.bitwidth > v.dtype.bitwidth:
@@ -270,7 +307,7 @@ def first(typingctx: Any, v: Any, k: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zeros = ir.Constant(v.llvm, None)
-        return builder.select(lanes_below(builder, args[1]), args[0], zeros)
+        return builder.select(lanes_below(builder, args[1], v.lanes), args[0], zeros)
 
     return v(v, types.intp), codegen
 
@@ -292,12 +329,23 @@ def muladd(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     vector = next(kind for kind in (a, b, c) if isinstance(kind, Vector))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.fmuladd.v{LANES}f{vector.dtype.bitwidth}"
+        name = f"llvm.fmuladd.v{vector.lanes}f{vector.dtype.bitwidth}"
         function = declared(builder, name, ir.FunctionType(vector.llvm, [vector.llvm] * 3))
         return builder.call(function, operands(builder, vector, signature, args))
 
     arguments = [kind if isinstance(kind, Vector) else vector.dtype for kind in (a, b, c)]
     return vector(*arguments), codegen
+
+
+@intrinsic
+def root(typingctx: Any, v: Any) -> Any:
+    """Square roots of the lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.sqrt.v{v.lanes}f{v.dtype.bitwidth}"
+        return builder.call(declared(builder, name, ir.FunctionType(v.llvm, [v.llvm])), args)
+
+    return v(v), codegen
 
 
 def _binary(operation: Any, instruction: str) -> None:
@@ -335,29 +383,6 @@ def where_less(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", left, right), first, second)
 
     return vector(*(kind if isinstance(kind, Vector) else vector.dtype for kind in kinds)), codegen
-
-
-@intrinsic
-def sum_lanes(typingctx: Any, v: Any) -> Any:
-    """Sum of the lanes: halves are added to halves, so the order is fixed."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, width = args[0], LANES
-        while width > 1:
-            width //= 2
-            low, high = (
-                ir.Constant(
-                    ir.VectorType(INT32, width), [ir.Constant(INT32, lane) for lane in lanes]
-                )
-                for lanes in (range(width), range(width, 2 * width))
-            )
-            value = builder.fadd(
-                builder.shuffle_vector(value, value, low),
-                builder.shuffle_vector(value, value, high),
-            )
-        return builder.extract_element(value, ir.Constant(INT32, 0))
-
-    return v.dtype(v), codegen
 
 
 @intrinsic

@@ -18,7 +18,16 @@ import numba
 from .schedule import STREAM_BYTES
 
 # numpy's error model: a division by zero gives inf or nan instead of raising.
-FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+FLAGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "no_cfunc_wrapper": True,
+}
+
+# Python calls the kernels alone. Without wrappers that would let it call each of the 140 functions
+# behind it, forward of rows compiles in 7.0 s instead of 9.3.
+INNER: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True}
 
 
 def _fingerprint() -> str:
@@ -80,12 +89,12 @@ def small_kernel(function: Callable[..., Any]) -> Any:
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile the arithmetic of a row, a vector or a channel into its callers."""
-    return numba.njit(forceinline=True, **FLAGS)(function)
+    return numba.njit(forceinline=True, **INNER)(function)
 
 
 def block(function: Callable[..., Any]) -> Any:
     """Compile the work of one thread once, for the parallel kernel and for its serial twin."""
-    return numba.njit(**FLAGS)(function)
+    return numba.njit(**INNER)(function)
 
 
 @inline

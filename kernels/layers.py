@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from .coefficients import EMPTY, HIGH, LOW, NARROW, SCALE, WIDE
-from .intrinsics import LANES, cast, compute_dtype, memory, muladd
+from .intrinsics import cast, compute_dtype, memory, muladd
 from .jit import block, inline
+from .registers import LINE_LANES
 
 # dx = ((dy * weight - g_high) - (((x - high) - low) * slope + g_low)) * scale, g being dy * weight.
 SLOPE, G_HIGH, G_LOW = 3, 4, 5
@@ -37,7 +38,7 @@ strip of columns has a sum for every row of it instead, and makes a unit alone."
 def coefficient_memory(threads, cells, x):
     """Coefficients of `cells` statistics in the dtype that x is computed in, for every thread."""
     # Vectors behind the last cell read there; and no two threads write to one line.
-    return np.zeros((threads, COEFFICIENTS, cells + LANES), compute_dtype(x))
+    return np.zeros((threads, COEFFICIENTS, cells + LINE_LANES), compute_dtype(x))
 
 
 @inline

@@ -23,6 +23,7 @@ from .coefficients import (
     FORWARD_ROWS,
     FORWARD_SUMS,
     add_periods,
+    origins_of,
     put_moments,
     put_totals,
 )
@@ -98,7 +99,6 @@ def moments(mean, m2, x, b, m, c, threads):
         partial, totals, sums = sum_scratch(FORWARD_SUMS, m, c)
         shift, bad, units = np.empty(c), np.empty(c), unit_count(m, c)
         centres, shifts = np.empty(c), np.empty(fold_of(m, c) * c)
-        lane_size = 8 if x.itemsize == 8 else 4
         for bi in range(b):
             set_shifts(shift, centres, x, firsts, edges, bi, m, c)
             for again in range(2):
@@ -109,7 +109,7 @@ def moments(mean, m2, x, b, m, c, threads):
                         partial, None, x, shifts, firsts, edges, FORWARD_SUMS, bi, begin, end, m, c
                     )
                 total_share(sums, totals, partial, 0, c, m, c)
-                if again or not move_channels(shift, bad, sums, counts, lane_size):
+                if again or not move_channels(shift, bad, x, sums, counts):
                     break
             put_moments(statistics_of(mean, bi, b), statistics_of(m2, bi, b), sums, shift, m)
 
@@ -187,7 +187,7 @@ def train(
                 for t in prange(settlers):
                     begin, end = slab(statistics, settlers, t)
                     settle_forward(
-                        means, variances, inverses, rs, ds, old_mean, old_var, r_max, d_max,
+                        x, means, variances, inverses, rs, ds, old_mean, old_var, r_max, d_max,
                         narrow, exact, kind, partial, totals, sums, shift, bad, count, weight,
                         bias, eps, again, begin, end, m, c
                     )  # fmt: skip
@@ -228,21 +228,28 @@ def renorm(
 @kernel
 def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, b, m, c, threads):
     """Sums of dy and of dy * (x - mean) of each column."""
-    firsts, edges = kept_runs(np.empty(0, np.uint8), 0)
+    (firsts, edges), centre = kept_runs(np.empty(0, np.uint8), 0), origins_of(x, mean)
     if is_shared_by_samples(b, threads):
         for t in prange(threads):
             begin, end = slab(b, threads, t)
-            reduce_samples(sum_dy, sum_dy_xmu, dy, x, firsts, edges, mean, begin, end, b, m, c)
+            reduce_samples(
+                sum_dy, sum_dy_xmu, dy, x, firsts, edges, mean, centre, begin, end, b, m, c
+            )
     else:
         partial, totals, sums = sum_scratch(BACKWARD_SUMS, m, c)
-        means, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
+        shifts, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
         for bi in range(b):
-            spread_statistics(means, statistics_of(mean, bi, b), m, c)
+            means, centres = statistics_of(mean, bi, b), statistics_of(centre, bi, b)
+            spread_statistics(shifts, centres, m, c)
             for t in prange(threads):
                 begin, end = slab(units, threads, t)
-                sum_share(partial, dy, x, means, firsts, edges, BACKWARD_SUMS, bi, begin, end, m, c)
+                sum_share(
+                    partial, dy, x, shifts, firsts, edges, BACKWARD_SUMS, bi, begin, end, m, c
+                )
             total_share(sums, totals, partial, 0, c, m, c)
-            put_totals(statistics_of(sum_dy, bi, b), statistics_of(sum_dy_xmu, bi, b), sums)
+            put_totals(
+                statistics_of(sum_dy, bi, b), statistics_of(sum_dy_xmu, bi, b), sums, means, centres
+            )
 
 
 @kernel
@@ -261,7 +268,7 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, b, m, 
 def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, b, m, c, threads):
     """Set dx, dweight and dbias; with training=False mean and rstd are constants."""
     given, scale, shares = mask_or_empty(mask), parameter(weight, 1.0), min(b, SHARES)
-    statistics = mean.size // b
+    statistics, centre = mean.size // b, origins_of(x, mean)
     firsts, edges = kept_runs(given, b if given.size > 0 else 0)
     counts = counts_of((firsts, edges), m * (c // statistics), False, c // statistics)
     dweights, dbiases = zeros(shares, c), zeros(shares, c)
@@ -269,27 +276,29 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, b, m
         for t in prange(threads):
             begin, end = slab(shares, threads, t)
             backward_samples(
-                dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, rstd, scale, training,
-                begin, end, b, m, c
+                dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, rstd, scale,
+                training, begin, end, b, m, c
             )  # fmt: skip
     else:
         partial, totals, sums = sum_scratch(BACKWARD_SUMS, m, c)
         narrow, exact, kind, a, e, kinds = coefficient_scratch(BACKWARD_ROWS, x, m, c)
-        means, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
+        shifts, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
         dw, db = np.empty(c), np.empty(c)
         settlers = threads if c >= SETTLE_CELLS else 1
         for bi in range(b):
-            centre, inverse = statistics_of(mean, bi, b), statistics_of(rstd, bi, b)
-            count = count_in(counts, bi)
-            spread_statistics(means, centre, m, c)
+            means, centres = statistics_of(mean, bi, b), statistics_of(centre, bi, b)
+            inverses, count = statistics_of(rstd, bi, b), count_in(counts, bi)
+            spread_statistics(shifts, centres, m, c)
             for t in prange(threads):
                 begin, end = slab(units, threads, t)
-                sum_share(partial, dy, x, means, firsts, edges, BACKWARD_SUMS, bi, begin, end, m, c)
+                sum_share(
+                    partial, dy, x, shifts, firsts, edges, BACKWARD_SUMS, bi, begin, end, m, c
+                )
             for t in prange(settlers):
                 begin, end = slab(statistics, settlers, t)
                 settle_backward(
-                    dw, db, narrow, exact, kind, partial, totals, sums, centre, inverse, count,
-                    scale, training, begin, end, m, c
+                    dw, db, narrow, exact, kind, partial, totals, sums, means, centres, inverses,
+                    count, scale, training, begin, end, m, c
                 )  # fmt: skip
             add_to_share(dweights, dbiases, share_of(bi, b, shares), dw, db)
             mixed = fold_coefficients(a, e, kinds, narrow, exact, kind, m, c)

@@ -12,7 +12,6 @@ from .coefficients import (
     BACKWARD_SUMS,
     FORWARD_ROWS,
     FORWARD_SUMS,
-    put_given,
     put_given_grads,
     put_moments,
     put_totals,
@@ -40,6 +39,7 @@ from .nc_units import (
     unit_count,
 )
 from .runs import is_streamed
+from .settle import put_given
 
 
 @inline
@@ -137,8 +137,8 @@ def forward_samples(
             spread_statistics(shifts, shift, m, c)
             sum_share(partial, None, x, shifts, firsts, edges, FORWARD_SUMS, bi, 0, units, m, c)
             settle_forward(
-                statistics_of(mean, bi, b), statistics_of(var, bi, b), statistics_of(rstd, bi, b),
-                statistics_of(r, bi, b), statistics_of(d, bi, b),
+                x, statistics_of(mean, bi, b), statistics_of(var, bi, b),
+                statistics_of(rstd, bi, b), statistics_of(r, bi, b), statistics_of(d, bi, b),
                 statistics_of(running_mean, bi, b), statistics_of(running_var, bi, b), r_max,
                 d_max, narrow, exact, kind, partial, totals, sums, shift, bad,
                 count_in(counts, bi), weight, bias, eps, again, 0, shift.size, m, c
@@ -151,23 +151,24 @@ def forward_samples(
 
 @block
 def backward_samples(
-    dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, rstd, weight, training, first, last,
-    b, m, c
+    dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, rstd, weight, training,
+    first, last, b, m, c
 ):  # fmt: skip
     """`backward` of the shares `first` to `last` of samples."""
     partial, totals, sums = sum_scratch(BACKWARD_SUMS, m, c)
     narrow, exact, kind, a, e, kinds = coefficient_scratch(BACKWARD_ROWS, x, m, c)
-    means, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
+    shifts, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
     dw, db = np.empty(c), np.empty(c)
     for k in range(first, last):
         begin, end = slab(b, dweights.shape[0], k)
         for bi in range(begin, end):
-            centre, inverse = statistics_of(mean, bi, b), statistics_of(rstd, bi, b)
-            spread_statistics(means, centre, m, c)
-            sum_share(partial, dy, x, means, firsts, edges, BACKWARD_SUMS, bi, 0, units, m, c)
+            means, centres = statistics_of(mean, bi, b), statistics_of(centre, bi, b)
+            spread_statistics(shifts, centres, m, c)
+            sum_share(partial, dy, x, shifts, firsts, edges, BACKWARD_SUMS, bi, 0, units, m, c)
             settle_backward(
-                dw, db, narrow, exact, kind, partial, totals, sums, centre, inverse,
-                count_in(counts, bi), weight, training, 0, centre.size, m, c
+                dw, db, narrow, exact, kind, partial, totals, sums, means, centres,
+                statistics_of(rstd, bi, b), count_in(counts, bi), weight, training, 0, means.size,
+                m, c
             )  # fmt: skip
             add_to_share(dweights, dbiases, k, dw, db)
             mixed = fold_coefficients(a, e, kinds, narrow, exact, kind, m, c)
@@ -196,22 +197,24 @@ def moments_samples(mean, m2, x, firsts, edges, counts, first, last, b, m, c):
             spread_statistics(shifts, shift, m, c)
             sum_share(partial, None, x, shifts, firsts, edges, FORWARD_SUMS, bi, 0, units, m, c)
             total_share(sums, totals, partial, 0, c, m, c)
-            lane_size = 8 if x.itemsize == 8 else 4
-            if again or not move_channels(shift, bad, sums, counts, lane_size):
+            if again or not move_channels(shift, bad, x, sums, counts):
                 break
         put_moments(statistics_of(mean, bi, b), statistics_of(m2, bi, b), sums, shift, m)
 
 
 @block
-def reduce_samples(sum_dy, sum_dy_xmu, dy, x, firsts, edges, mean, first, last, b, m, c):
+def reduce_samples(sum_dy, sum_dy_xmu, dy, x, firsts, edges, mean, centre, first, last, b, m, c):
     """`reduce_grads` of the samples `first` to `last`."""
     partial, totals, sums = sum_scratch(BACKWARD_SUMS, m, c)
-    means, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
+    shifts, units = np.empty(fold_of(m, c) * c), unit_count(m, c)
     for bi in range(first, last):
-        spread_statistics(means, statistics_of(mean, bi, b), m, c)
-        sum_share(partial, dy, x, means, firsts, edges, BACKWARD_SUMS, bi, 0, units, m, c)
+        means, centres = statistics_of(mean, bi, b), statistics_of(centre, bi, b)
+        spread_statistics(shifts, centres, m, c)
+        sum_share(partial, dy, x, shifts, firsts, edges, BACKWARD_SUMS, bi, 0, units, m, c)
         total_share(sums, totals, partial, 0, c, m, c)
-        put_totals(statistics_of(sum_dy, bi, b), statistics_of(sum_dy_xmu, bi, b), sums)
+        put_totals(
+            statistics_of(sum_dy, bi, b), statistics_of(sum_dy_xmu, bi, b), sums, means, centres
+        )
 
 
 # Elementwise passes share the units of all samples. A thread folds the coefficients of each sample

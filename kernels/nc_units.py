@@ -22,8 +22,10 @@ from .columns import WRAP, add_units, apply_block, block_sums, column_shifts
 from .intrinsics import LANES, memory
 from .jit import block, inline
 from .masks import kept_memory
+from .registers import LINE_LANES, origin_of
 from .runs import sweep
 from .schedule import UNIT_BLOCK, UNIT_BLOCK_LEAST, UNITS
+from .settle import finish_lanes, move_bad_lanes
 from .values import (
     backward_vectors,
     before_activation,
@@ -57,7 +59,7 @@ SHIFT_ROWS = 8
 def fold_of(m, c):
     """Rows that are read as one."""
     whole = 1
-    while whole * c % LANES != 0:
+    while whole * c % LINE_LANES != 0:
         whole *= 2
     fold = whole * -(-FOLD // (whole * c))
     if fold * c > FOLD_MOST:
@@ -98,11 +100,15 @@ def set_shifts(shift, centres, x, firsts, edges, bi, m, c):
     if rows > 0:
         for ch in range(0, c, LANES):
             column_shifts(to, ch, of, (bi * m + row) * c + ch, rows, c, min(LANES, c - ch))
+    if d == 1 and rows > 0:
+        for g in range(c):
+            shift[g] = origin_of(of, finite_or_zero(centres[g]))
+        return
     for g in range(shift.size):
         origin, more = centres[g * d], 0.0
         for ch in range(g * d, (g + 1) * d):
             more += centres[ch] - origin
-        shift[g] = finite_or_zero(origin + more / d) if rows > 0 else 0.0
+        shift[g] = origin_of(of, finite_or_zero(origin + more / d)) if rows > 0 else 0.0
 
 
 @block
@@ -195,17 +201,17 @@ def merge_channels(sums, d, begin, end):
 
 
 @block
-def move_channels(shift, bad, sums, counts, lane_size):
+def move_channels(shift, bad, x, sums, counts):
     """`move_bad_shifts` of all channels, each a statistic."""
     shared = counts_by(counts, shift.size)
     return move_bad_shifts(
-        memory(shift), memory(bad), sums_of(sums), 1, shared, 0, shift.size, lane_size
+        memory(shift), memory(bad), memory(x), sums_of(sums), 1, shared, 0, shift.size
     )
 
 
 @block
 def settle_forward(
-    mean, var, rstd, r, d, running_mean, running_var, r_max, d_max, narrow, exact, kind, partial,
+    x, mean, var, rstd, r, d, running_mean, running_var, r_max, d_max, narrow, exact, kind, partial,
     totals, sums, shift, bad, count, weight, bias, eps, again, begin, end, m, c
 ):  # fmt: skip
     """Statistics begin to end and their coefficients, or a better shift for them."""
@@ -214,8 +220,17 @@ def settle_forward(
     if width > 1:
         merge_channels(sums, width, begin, end)
     to, values = memory(shift), sums_of(sums)
+    # One count for all: `count` is that of the sample.
+    if width == 1 and running_mean.size == 0 and count[0] > 0.0 and weight.size == bias.size == c:
+        if not again:
+            move_bad_lanes(to, memory(bad), memory(x), values, count[0], begin, end)
+        finish_lanes(
+            memory(mean), memory(var), memory(rstd), columns_of(narrow, exact, kind), values, to,
+            count[0], memory(weight), memory(bias), eps, begin, end
+        )  # fmt: skip
+        return
     if not again:
-        move_bad_shifts(to, memory(bad), values, width, counts, begin, end, narrow.itemsize)
+        move_bad_shifts(to, memory(bad), memory(x), values, width, counts, begin, end)
     finish_forward(
         memory(mean), memory(var), memory(rstd),
         renormalization(r, d, running_mean, running_var, r_max, d_max),
@@ -226,16 +241,16 @@ def settle_forward(
 
 @block
 def settle_backward(
-    dweights, dbiases, narrow, exact, kind, partial, totals, sums, mean, rstd, count, weight,
-    training, begin, end, m, c
+    dweights, dbiases, narrow, exact, kind, partial, totals, sums, mean, centre, rstd, count,
+    weight, training, begin, end, m, c
 ):  # fmt: skip
     """Gradients and coefficients of the channels of statistics begin to end."""
     width = c // mean.size
     total_share(sums, totals, partial, begin * width, end * width, m, c)
     finish_backward(
         memory(dweights), memory(dbiases), columns_of(narrow, exact, kind), width, sums_of(sums),
-        memory(mean), memory(rstd), counts_by(count, mean.size), period_of(weight), training,
-        begin, end
+        memory(mean), memory(centre), memory(rstd), counts_by(count, mean.size), period_of(weight),
+        training, begin, end
     )  # fmt: skip
 
 
@@ -285,7 +300,7 @@ def put_y(work, start, rows, cols):
     """Y of a block."""
     y, x, given, a, e, kinds, pitch, mixed, streaming = work
     _, adds, activation = given
-    arrays = (x, LANES, given)
+    arrays = (x, True, given)
     if mixed:
         of = (a, e, kinds)
         apply_block(
@@ -301,7 +316,7 @@ def put_y(work, start, rows, cols):
 def put_g(work, start, rows, cols):
     """The gradient of a block before its activation."""
     g, dy, x, given, a, e, kinds, pitch, mixed, streaming = work
-    arrays = (dy, x, LANES, given)
+    arrays = (dy, x, True, given)
     if mixed:
         apply_block(
             g, start, rows, cols, streaming, mixed_before_activation, mixed_forward,

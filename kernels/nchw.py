@@ -19,7 +19,7 @@ from .coefficients import (
     FORWARD_ROWS,
     FORWARD_SUMS,
     add_periods,
-    put_given,
+    origins_of,
     put_given_grads,
     put_moments,
     put_totals,
@@ -48,6 +48,7 @@ from .nchw_units import (
     unit_count,
 )
 from .optional import array_or_empty, float64_copy, inverse_deviations, mask_or_empty, parameter
+from .settle import put_given
 
 
 @kernel
@@ -66,8 +67,7 @@ def moments(mean, m2, x, n, c, s, threads):
     for t in prange(threads):
         begin, end = slab(units * blocks, threads, t)
         sum_share(partial, lanes[t], None, x, shift, firsts, edges, s, begin, end, 1, cells, s)
-    lane_size = 8 if x.itemsize == 8 else 4
-    if move_all(shift, bad, partial, counts, lane_size):
+    if move_all(shift, bad, x, partial, counts):
         for t in prange(threads):
             begin, end = slab(cells, threads, t)
             sum_moved_share(
@@ -151,7 +151,7 @@ def train(
             sum_share(
                 partial, lanes[t], None, x, shift, firsts, edges, s, begin, end, n, statistics, run
             )
-        if move_all(shift, bad, partial, counts, narrow.itemsize):
+        if move_all(shift, bad, x, partial, counts):
             for t in prange(threads):
                 begin, end = slab(units, threads, t)
                 sum_moved_share(
@@ -199,11 +199,11 @@ def reduce_grads(sum_dy, sum_dy_xmu, dy, x, mean, n, c, s, threads):
     blocks, units = block_count(x.itemsize, c, s), unit_count(n, s)
     partial = np.empty((units, BACKWARD_SUMS, c))
     lanes = np.empty((threads, block_channels(x.itemsize, s) * BACKWARD_SUMS * LANES))
-    firsts, edges = kept_runs(np.empty(0, np.uint8), 0)
+    (firsts, edges), centre = kept_runs(np.empty(0, np.uint8), 0), origins_of(x, mean)
     for t in prange(threads):
         begin, end = slab(units * blocks, threads, t)
-        sum_share(partial, lanes[t], dy, x, mean, firsts, edges, s, begin, end, n, c, s)
-    put_totals(sum_dy, sum_dy_xmu, partial)
+        sum_share(partial, lanes[t], dy, x, centre, firsts, edges, s, begin, end, n, c, s)
+    put_totals(sum_dy, sum_dy_xmu, partial, mean, centre)
 
 
 @kernel
@@ -226,7 +226,8 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, n, c
     run = c // statistics * s
     blocks, units = block_count(x.itemsize, statistics, run), unit_count(n, s)
     narrow, exact = np.empty((BACKWARD_ROWS, c), dtype), np.empty((BACKWARD_ROWS, c))
-    kind, means = np.empty(c), per_channel(mean, c)
+    kind, centre = np.empty(c), origins_of(x, mean)
+    centres = per_channel(centre, c)
     dweights, dbiases = np.empty(c), np.empty(c)
     partial = np.empty((units, BACKWARD_SUMS, c))
     lanes = np.empty((threads, block_channels(x.itemsize, s) * BACKWARD_SUMS * LANES))
@@ -237,17 +238,18 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, n, c
         for t in prange(threads):
             begin, end = slab(blocks, threads, t)
             backward_blocks(
-                dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, means, rstd, scale,
-                training, narrow, exact, kind, partial, lanes[t], begin, end, n, c, s
+                dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, centres, rstd,
+                scale, training, narrow, exact, kind, partial, lanes[t], begin, end, n, c, s
             )  # fmt: skip
     else:
         cells = block_count(x.itemsize, c, s) * units
         for t in prange(threads):
             begin, end = slab(cells, threads, t)
-            sum_share(partial, lanes[t], dy, x, means, firsts, edges, s, begin, end, n, c, s)
+            sum_share(partial, lanes[t], dy, x, centres, firsts, edges, s, begin, end, n, c, s)
         finish_backward_all(
-            dweights, dbiases, narrow, exact, kind, partial, mean, rstd, counts, scale, training
-        )
+            dweights, dbiases, narrow, exact, kind, partial, mean, centre, rstd, counts, scale,
+            training
+        )  # fmt: skip
         for t in prange(threads):
             begin, end = slab(cells, threads, t)
             apply_grads_share(

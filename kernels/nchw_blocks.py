@@ -94,7 +94,7 @@ def forward_blocks(
         begin, end = block_bounds(itemsize, k, statistics, run)
         set_shifts(to, of, kept, begin, end, n, statistics, run)
         sum_cells(sums, lane, None, of, to, kept, s, begin, end, n, statistics, run)
-        if move_bad_shifts(to, flags, sums, 1, shared, begin, end, narrow.itemsize):
+        if move_bad_shifts(to, flags, of, sums, 1, shared, begin, end):
             sum_moved(
                 sums[0], lane, of, to, kept, s, flags, 0, units, begin, end, n, statistics, run
             )
@@ -107,8 +107,8 @@ def forward_blocks(
 
 @block
 def backward_blocks(
-    dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, means, rstd, weight, training,
-    narrow, exact, kind, partial, lanes, first, last, n, c, s
+    dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, centres, rstd, weight,
+    training, narrow, exact, kind, partial, lanes, first, last, n, c, s
 ):  # fmt: skip
     """`backward` of the blocks `first` to `last` of statistics."""
     statistics = mean.size
@@ -117,18 +117,19 @@ def backward_blocks(
         memory(dx), memory(dy), memory(x), memory(narrow), memory(exact), memory(kind), training,
         is_streamed(dx, x) and is_streamed(dx, dy), kept_memory(firsts, edges)
     )  # fmt: skip
-    kept, by, of, centres = kept_memory(firsts, edges), memory(dy), memory(x), memory(means)
+    kept, by, of, shifts = kept_memory(firsts, edges), memory(dy), memory(x), memory(centres)
     sums, lane, columns = sums_of(partial), memory(lanes), columns_of(narrow, exact, kind)
     shared, scale = counts_by(counts, statistics), period_of(weight)
-    centre, inverses = memory(mean), memory(rstd)
+    means, origins, inverses = memory(mean), memory(centre), memory(rstd)
     dw, db = memory(dweights), memory(dbiases)
     for k in range(first, last):
         begin, end = block_bounds(itemsize, k, statistics, width * s)
         low, high = begin * width, end * width
-        sum_cells(sums, lane, by, of, centres, kept, s, low, high, n, c, s)
+        sum_cells(sums, lane, by, of, shifts, kept, s, low, high, n, c, s)
         finish_backward(
-            dw, db, columns, width, sums, centre, inverses, shared, scale, training, begin, end
-        )
+            dw, db, columns, width, sums, means, origins, inverses, shared, scale, training, begin,
+            end
+        )  # fmt: skip
         put_channels(put_dx, work, itemsize, low, high, n, c, s)
 
 
@@ -149,22 +150,22 @@ def finish_forward_all(
 
 @block
 def finish_backward_all(
-    dweights, dbiases, narrow, exact, kind, partial, mean, rstd, counts, weight, training
+    dweights, dbiases, narrow, exact, kind, partial, mean, centre, rstd, counts, weight, training
 ):
     """`finish_backward` of all statistics, of arrays."""
     finish_backward(
         memory(dweights), memory(dbiases), columns_of(narrow, exact, kind),
-        kind.size // mean.size, sums_of(partial), memory(mean), memory(rstd),
+        kind.size // mean.size, sums_of(partial), memory(mean), memory(centre), memory(rstd),
         counts_by(counts, mean.size), period_of(weight), training, 0, mean.size
     )  # fmt: skip
 
 
 @block
-def move_all(shift, bad, partial, counts, lane_size):
+def move_all(shift, bad, x, partial, counts):
     """`move_bad_shifts` of all statistics, of arrays."""
     shared = counts_by(counts, shift.size)
     return move_bad_shifts(
-        memory(shift), memory(bad), sums_of(partial), 1, shared, 0, shift.size, lane_size
+        memory(shift), memory(bad), memory(x), sums_of(partial), 1, shared, 0, shift.size
     )
 
 

@@ -8,9 +8,10 @@ channels. Where runs are short, a block of adjacent ones is worked on together.
 from __future__ import annotations
 
 from .coefficients import EMPTY, FORWARD_SUMS, NARROW
-from .intrinsics import LANES, load, memory, sum_lanes
+from .intrinsics import LANES, load, memory
 from .jit import block, inline
 from .masks import kept_memory
+from .registers import sum_lanes
 from .runs import run_grad_sums, run_shift, run_sums, short_grad_sums, short_sums, sweep
 from .schedule import RUN_BYTES, UNIT_ELEMENTS
 from .values import (
@@ -85,7 +86,9 @@ def to_next_run(i, ch, begin, end, offset, length, n, c, s):
         return length
     if ch + 1 < end:
         return s
-    return (c - (end - begin) + 1) * s - offset if i + 1 < n else 0
+    if i + 1 < n:
+        return (c - (end - begin) + 1) * s - offset
+    return (1 - i * c) * s - offset  # of the next channel, while this one is finished
 
 
 @inline
@@ -255,11 +258,11 @@ def put_y(work, i, ch, start, offset, length, n, c):
     y, x, residual, adds, activation, narrow, exact, kind, streaming = work
     given = (residual, adds, activation)
     if kind[ch] != NARROW:
-        a, counts = forward_scalars(exact, c, ch), 0 if kind[ch] == EMPTY else LANES
+        a, counts = forward_scalars(exact, c, ch), kind[ch] != EMPTY
         sweep(y, start, length, streaming, fused, a, (x, counts, given))
     elif adds or activation != 0:
         a = forward_scalars(narrow, c, ch)
-        sweep(y, start, length, streaming, fused, a, (x, LANES, given))
+        sweep(y, start, length, streaming, fused, a, (x, True, given))
     else:
         sweep(y, start, length, streaming, plain, forward_scalars(narrow, c, ch), (x,))
 
@@ -270,11 +273,11 @@ def put_g(work, i, ch, start, offset, length, n, c):
     g, dy, x, residual, adds, activation, narrow, exact, kind, streaming = work
     given = (residual, adds, activation)
     if kind[ch] != NARROW:
-        a, counts = forward_scalars(exact, c, ch), 0 if kind[ch] == EMPTY else LANES
+        a, counts = forward_scalars(exact, c, ch), kind[ch] != EMPTY
         sweep(g, start, length, streaming, before_activation, a, (dy, x, counts, given))
     else:
         a = forward_scalars(narrow, c, ch)
-        sweep(g, start, length, streaming, before_activation, a, (dy, x, LANES, given))
+        sweep(g, start, length, streaming, before_activation, a, (dy, x, True, given))
 
 
 @block

@@ -1,7 +1,9 @@
 """Numba kernels of the rows family: a statistic is a row of m contiguous elements.
 
 Threads share the rows. A row is summed and then normalized while it lies in the cache; the sums
-ask for the rows after it meanwhile. Where mean is absent nothing is centred (RMS norm): the same
+ask for the rows after it meanwhile. Gradients are taken of a few rows together, column by column,
+so that their share of dweight and dbias stays in registers: backward of (32768, 1024) took 1.31 of
+Cython's time with a row at a time. Where mean is absent nothing is centred (RMS norm): the same
 code with a shift of 0.
 
 `table` says what the arguments are, `normcore.reference` what is computed.
@@ -16,22 +18,24 @@ from .coefficients import EMPTY, WIDE
 from .intrinsics import LINE_BYTES, address, compute_dtype, memory
 from .jit import block, inline, kernel, slab
 from .layers import (
+    COEFFICIENTS,
     LEAST_ROWS,
     add_units,
     coefficient_memory,
     parameter,
-    put_coefficients,
     put_gradient,
     unit_count,
 )
 from .optional import array_or_empty, mask_or_empty
+from .registers import origin_of, summed_with
 from .runs import is_streamed
 from .weighted import (
+    TOGETHER,
     apply_row,
     flag_row,
     forward_scalars,
-    gradient_scalars,
-    grads_row,
+    grads_rows,
+    put_row,
     row_grad_sums,
     row_statistics,
 )
@@ -40,18 +44,33 @@ from .weighted import (
 # additions, divisions and the root. So coefficients and flags are those of two rows.
 TURNS = 2
 
+GROUP_BYTES = 2**18
+"""Rows whose gradients are taken together hold at most this much of each array."""
+
 
 @inline
-def flag_memory(threads, mask, m, x):
-    """Flags of the elements of two rows, for every thread."""
-    length = TURNS * m if mask.size > 0 else 0
+def flag_memory(threads, rows, mask, m, x):
+    """Flags of the elements of some rows, for every thread."""
+    length = rows * m if mask.size > 0 else 0
     return np.empty((threads, length), compute_dtype(x))
+
+
+@inline
+def line_memory(threads, lines, x):
+    """Lines of x that rows share, for every thread; no two threads write to one."""
+    return np.empty((threads, (lines + 1) * LINE_BYTES // x.itemsize), x.dtype)
+
+
+@inline
+def gradient_memory(threads, x):
+    """Coefficients of the rows whose gradients are taken together, for every thread."""
+    return np.empty((threads, COEFFICIENTS, TOGETHER), compute_dtype(x))
 
 
 @block
 def forward_share(
-    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, flags,
-    begin, end, m
+    y, total, mean, rstd, x, addend, residual, mask, w, b, eps, activation, narrow, exact, lines,
+    sum_lines, flags, begin, end, m
 ):  # fmt: skip
     """Statistics and y of the rows begin to end."""
     streaming, centre, pitch = is_streamed(y, x), mean.size > 0, narrow.shape[1]
@@ -59,6 +78,7 @@ def forward_share(
         streaming = streaming and (address(y) - address(total)) % LINE_BYTES == 0
     masked, q = mask.size > 0, mask.size * m // x.size
     to, sums, of, plus = memory(y), memory(total), memory(x), memory(addend)
+    shared = memory(lines), memory(sum_lines)
     inputs = of, plus, memory(residual), residual.size > 0, memory(w), memory(b)
     means, inverses, masks, kept = memory(mean), memory(rstd), memory(mask), memory(flags)
     a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
@@ -72,15 +92,20 @@ def forward_share(
             inverses[i] = inverse
             if centre:
                 means[i] = shift + rest
-            kind = put_coefficients(a, e, pitch, i % TURNS, shift, rest, inverse)
+            kind = put_row(a, e, pitch, i % TURNS, of, shift, rest, inverse)
         if i > begin:
             at, k, blank = (i - 1) * m, (i - 1) % TURNS, last == EMPTY
+            ends = i - 1 == begin, i == end
             if last == WIDE:
                 c = forward_scalars(e, pitch, k)
-                apply_row(to, None, sums, inputs, at, m, c, blank, activation, streaming)
+                apply_row(
+                    to, shared, ends, None, sums, inputs, at, m, c, blank, activation, streaming
+                )
             else:
                 d = forward_scalars(a, pitch, k)
-                apply_row(to, None, sums, inputs, at, m, d, blank, activation, streaming)
+                apply_row(
+                    to, shared, ends, None, sums, inputs, at, m, d, blank, activation, streaming
+                )
 
 
 @kernel
@@ -93,12 +118,12 @@ def forward(y, mean, rstd, x, residual, mask, weight, bias, eps, activation, r, 
         array_or_empty(mean, rstd),
     )
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    lines, flags = line_memory(threads, TURNS, x), flag_memory(threads, TURNS, masks, m, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
             y, None, means, rstd, x, None, more, masks, w, b, eps, activation, narrow[t], exact[t],
-            flags[t], begin, end, m
+            lines[t], None, flags[t], begin, end, m
         )  # fmt: skip
 
 
@@ -108,33 +133,37 @@ def add_forward(y, total, mean, rstd, x, addend, weight, bias, eps, r, m, thread
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
     more, masks, means = array_or_empty(None, x), mask_or_empty(None), array_or_empty(mean, rstd)
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    lines, flags = line_memory(threads, TURNS, x), flag_memory(threads, TURNS, masks, m, x)
+    sum_lines = line_memory(threads, TURNS, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         forward_share(
             y, total, means, rstd, x, addend, more, masks, w, b, eps, 0, narrow[t], exact[t],
-            flags[t], begin, end, m
+            lines[t], sum_lines[t], flags[t], begin, end, m
         )  # fmt: skip
 
 
 @block
 def slope_share(
-    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, begin, end, m
+    g, dy, x, residual, mean, rstd, w, b, activation, narrow, exact, lines, begin, end, m
 ):  # fmt: skip
     """Set g of the rows begin to end."""
     centre, pitch = mean.size > 0, narrow.shape[1]
     streaming = is_streamed(g, x) and is_streamed(g, dy)
     to, by, means, inverses = memory(g), memory(dy), memory(mean), memory(rstd)
     inputs = memory(x), None, memory(residual), residual.size > 0, memory(w), memory(b)
-    a, e = memory(narrow), memory(exact)
+    a, e, shared = memory(narrow), memory(exact), (memory(lines), None)
     for i in range(begin, end):
-        kind = put_coefficients(a, e, pitch, 0, means[i] if centre else 0.0, 0.0, inverses[i])
+        ends = i == begin, i + 1 == end
+        mean_of = means[i] if centre else 0.0
+        shift = origin_of(inputs[0], mean_of)
+        kind = put_row(a, e, pitch, 0, inputs[0], shift, mean_of - shift, inverses[i])
         if kind == WIDE:
             c = forward_scalars(e, pitch, 0)
-            apply_row(to, by, None, inputs, i * m, m, c, False, activation, streaming)
+            apply_row(to, shared, ends, by, None, inputs, i * m, m, c, False, activation, streaming)
         else:
             d, blank = forward_scalars(a, pitch, 0), kind == EMPTY
-            apply_row(to, by, None, inputs, i * m, m, d, blank, activation, streaming)
+            apply_row(to, shared, ends, by, None, inputs, i * m, m, d, blank, activation, streaming)
 
 
 @kernel
@@ -143,56 +172,75 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r
     w, b = parameter(weight, 1.0, m, x), parameter(bias, 0.0, m, x)
     more, means = array_or_empty(residual, x), array_or_empty(mean, rstd)
     narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
+    lines = line_memory(threads, TURNS, x)
     for t in prange(threads):
         begin, end = slab(r, threads, t)
         slope_share(
-            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], begin, end, m
-        )
+            g, dy, x, more, means, rstd, w, b, activation, narrow[t], exact[t], lines[t], begin,
+            end, m
+        )  # fmt: skip
+
+
+@inline
+def rows_together(itemsize, m):
+    """Rows whose sums are taken before their gradients: they still lie in the L2 cache then."""
+    return max(1, min(TOGETHER, GROUP_BYTES // (m * itemsize)))
 
 
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, flags, begin, end, r, m
+    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, kinds, lines, flags, begin,
+    end, r, m
 ):  # fmt: skip
     """dx of the rows of the units begin to end, and the sums of dweight and dbias.
 
     w is weight in the dtype that x is computed in, v in float64.
     """
     streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
+    # Columns of rows that begin at different places of a line cannot all be stored to whole ones.
+    streaming = streaming and m * x.itemsize % LINE_BYTES == 0
     masked, q, units = mask.size > 0, mask.size * m // x.size, partial.shape[0]
     to, parts, by, of, fused = memory(dx), memory(partial), memory(dy), memory(x), addend.size > 0
     more, masks, means, inverses = memory(addend), memory(mask), memory(mean), memory(rstd)
-    weights, precise, pitch, kept = memory(w), memory(v), narrow.shape[1], memory(flags)
-    a, e, kind, last = memory(narrow), memory(exact), 0.0, 0.0
+    weights, precise, shared = memory(w), memory(v), memory(lines)
+    a, e, kind, flag = memory(narrow), memory(exact), memory(kinds), memory(flags)
+    summed, together = summed_with(of, weights, precise), rows_together(x.itemsize, m)
+    ahead = together * m
+    kept = flag, masked, ahead
     inputs, exact_inputs = (by, of, more, fused, weights), (by, of, more, fused, precise)
     for u in range(begin, end):
         low, high = slab(r, units, u)
-        for j in range(u * 2 * m, (u + 1) * 2 * m):
+        at = u * 2 * m
+        for j in range(at, at + 2 * m):
             parts[j] = 0.0
-        for i in range(low, high + 1):
-            last = kind
-            if i < high:
-                centred = means[i] if centre else 0.0
-                f = i % TURNS * m
-                count, _ = flag_row(kept, f, masks, i, q, m)
+        for row in range(low, high, together):
+            rows, wide = min(together, high - row), False
+            for k in range(rows):
+                i = row + k
+                centred = origin_of(of, means[i]) if centre else 0.0
+                count, _ = flag_row(flag, k * m, masks, i, q, m)
                 g, through_x, rest = row_grad_sums(
-                    by, of, precise, kept, f, masked, i * m, m, centred
+                    by, of, summed, flag, k * m, masked, i * m, m, centred, ahead
                 )
                 count = max(count, 1)
-                rest = rest / count if centre else 0.0  # what the rounding of the mean left over
+                # With what the rounding of the mean left over.
+                rest = rest / count if centre else 0.0
                 g = g if centre else 0.0
-                kind = put_gradient(
-                    a, e, pitch, i % TURNS, centred, rest, inverses[i], g / count,
+                kind[k] = put_gradient(
+                    a, e, TOGETHER, k, centred, rest, inverses[i], g / count,
                     (through_x - rest * g) / count, count
                 )  # fmt: skip
-            if i > low:
-                at, k, f = (i - 1) * m, (i - 1) % TURNS, (i - 1) % TURNS * m
-                if last == WIDE:
-                    c = gradient_scalars(e, pitch, k)
-                    grads_row(to, parts, u * 2 * m, exact_inputs, kept, f, masked, at, m, c, False)
+                wide = wide or kind[k] == WIDE
+            if not wide:
+                c = a, 0
+                grads_rows(to, shared, parts, at, inputs, kept, row * m, rows, m, c, streaming)
+                continue
+            for k in range(rows):
+                start, c, d = (row + k) * m, (a, k), (e, k)
+                if kind[k] == WIDE:
+                    grads_rows(to, shared, parts, at, exact_inputs, kept, start, 1, m, d, False)
                 else:
-                    d = gradient_scalars(a, pitch, k)
-                    grads_row(to, parts, u * 2 * m, inputs, kept, f, masked, at, m, d, streaming)
+                    grads_rows(to, shared, parts, at, inputs, kept, start, 1, m, c, False)
 
 
 @kernel
@@ -202,13 +250,15 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     more, masks, means = array_or_empty(addend, x), mask_or_empty(mask), array_or_empty(mean, rstd)
     units = unit_count(r, LEAST_ROWS)
     partial = np.empty((units, 2, m))
-    narrow, exact = coefficient_memory(threads, 1, x), coefficient_memory(threads, 1, rstd)
-    flags = flag_memory(threads, masks, m, x)
+    narrow, exact = gradient_memory(threads, x), gradient_memory(threads, rstd)
+    kinds = np.empty((threads, 2 * TOGETHER))
+    lines = line_memory(threads, TOGETHER + 1, x)
+    flags = flag_memory(threads, TOGETHER, masks, m, x)
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], flags[t],
-            begin, end, r, m
+            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], kinds[t],
+            lines[t], flags[t], begin, end, r, m
         )  # fmt: skip
     for t in prange(threads):
         begin, end = slab(m, threads, t)

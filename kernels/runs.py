@@ -1,8 +1,8 @@
 """Arithmetic of one run of contiguous elements that share their coefficients, in Numba.
 
-Sums are kept in 16 float64 lanes per quantity, from run to run of the same channel: element i of a
-run goes to lane i % 16, so the order of additions is fixed by the sizes. Nothing here loops over
-more than one run.
+Sums are kept in 16 float64 lanes per quantity, from run to run of the same channel. To which lane
+an element goes, and when, depends on its place in the run alone. Nothing here loops over more than
+one run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .intrinsics import (
     load,
     load_part,
     muladd,
-    prefetch,
+    prefetch_as,
     store,
     store_part,
     stream,
-    sum_lanes,
 )
 from .jit import inline
+from .registers import block_length, folded, line_zeros, origin_of, sum_lanes, sum_zeros, take
 from .schedule import STREAM_BYTES
 
 AHEAD_BYTES = 8192
@@ -38,64 +38,70 @@ def run_shift(x, start, length):
     k = min(length, LANES)
     origin = np.float64(x[start])
     deviation = first(cast(load_part(x, start, k), origin) - origin, k)
-    return finite_or_zero(origin + sum_lanes(deviation) / k)
+    return origin_of(x, finite_or_zero(origin + sum_lanes(deviation) / k))
 
 
 @inline
 def look_ahead(x, length, following):
-    """(whole vectors of a run to the last that looks ahead inside, elements ahead, ahead after).
+    """(vectors of a run to the last that looks ahead inside, elements ahead, ahead after).
 
     The vectors behind that look into the run that is summed next, `following` elements on.
     """
-    ahead = min(AHEAD_BYTES // x.itemsize, length // LANES * LANES)
-    return length // LANES * LANES - ahead, ahead, following - length // LANES * LANES + ahead
+    ahead = min(AHEAD_BYTES // x.itemsize, length)
+    return length - ahead, ahead, following - length + ahead
+
+
+@inline
+def add_part(s1, s2, x, i, k, shift):
+    """Add k elements' x - shift and (x - shift)^2."""
+    deviation = take(x, i, k, s1) - shift
+    deviation = deviation if k == s1.lanes else first(deviation, k)
+    return s1 + deviation, muladd(deviation, deviation, s2)
 
 
 @inline
 def run_sums(lanes, at, x, start, length, shift, following):
     """Add a run's sums of x - shift and (x - shift)^2 to the lanes of a channel."""
-    s1, s2 = load(lanes, at), load(lanes, at + LANES)
-    stop = start + length // LANES * LANES
-    inside, ahead, after = look_ahead(x, length, following)
-    for i in range(start, stop, LANES):
-        prefetch(x, i + (ahead if i - start < inside else after))
-        deviation = cast(load(x, i), lanes) - shift
-        s1 = s1 + deviation
-        s2 = muladd(deviation, deviation, s2)
-    k = start + length - stop
-    if k > 0:
-        deviation = first(cast(load_part(x, stop, k), lanes) - shift, k)
-        s1 = s1 + deviation
-        s2 = muladd(deviation, deviation, s2)
-    store(lanes, at, s1)
-    store(lanes, at + LANES, s2)
+    zero = sum_zeros(x)
+    whole, each = length // zero.lanes * zero.lanes, block_length(x, length, zero)
+    inside, ahead, after = look_ahead(x, whole, following)
+    for begin in range(0, length, each):
+        s1, s2, end = zero, zero, min(begin + each, length)
+        for i in range(begin, min(end, whole), zero.lanes):
+            prefetch_as(x, start + i + (ahead if i < inside else after), zero)
+            s1, s2 = add_part(s1, s2, x, start + i, zero.lanes, shift)
+        if end > whole:
+            s1, s2 = add_part(s1, s2, x, start + whole, length - whole, shift)
+        store(lanes, at, load(lanes, at) + folded(s1))
+        store(lanes, at + LANES, load(lanes, at + LANES) + folded(s2))
+
+
+@inline
+def add_grad_part(s1, s2, s3, dy, x, i, k, mean):
+    """Add k elements' dy, dy * (x - mean) and x - mean."""
+    g, deviation = take(dy, i, k, s1), take(x, i, k, s1) - mean
+    deviation = deviation if k == s1.lanes else first(deviation, k)
+    return s1 + g, muladd(g, deviation, s2), s3 + deviation
 
 
 @inline
 def run_grad_sums(lanes, at, dy, x, start, length, mean, following):
     """Add a run's sums of dy, dy * (x - mean) and x - mean to the lanes of a channel."""
-    s1, s2, s3 = load(lanes, at), load(lanes, at + LANES), load(lanes, at + 2 * LANES)
-    stop = start + length // LANES * LANES
-    inside, ahead, after = look_ahead(x, length, following)
-    for i in range(start, stop, LANES):
-        to = i + (ahead if i - start < inside else after)
-        prefetch(dy, to)
-        prefetch(x, to)
-        gradient = cast(load(dy, i), lanes)
-        deviation = cast(load(x, i), lanes) - mean
-        s1 = s1 + gradient
-        s2 = muladd(gradient, deviation, s2)
-        s3 = s3 + deviation
-    k = start + length - stop
-    if k > 0:
-        gradient = cast(load_part(dy, stop, k), lanes)
-        deviation = first(cast(load_part(x, stop, k), lanes) - mean, k)
-        s1 = s1 + gradient
-        s2 = muladd(gradient, deviation, s2)
-        s3 = s3 + deviation
-    store(lanes, at, s1)
-    store(lanes, at + LANES, s2)
-    store(lanes, at + 2 * LANES, s3)
+    zero = sum_zeros(x)
+    whole, each = length // zero.lanes * zero.lanes, block_length(x, length, zero)
+    inside, ahead, after = look_ahead(x, whole, following)
+    for begin in range(0, length, each):
+        s1, s2, s3, end = zero, zero, zero, min(begin + each, length)
+        for i in range(begin, min(end, whole), zero.lanes):
+            to = start + i + (ahead if i < inside else after)
+            prefetch_as(dy, to, zero)
+            prefetch_as(x, to, zero)
+            s1, s2, s3 = add_grad_part(s1, s2, s3, dy, x, start + i, zero.lanes, mean)
+        if end > whole:
+            s1, s2, s3 = add_grad_part(s1, s2, s3, dy, x, start + whole, length - whole, mean)
+        store(lanes, at, load(lanes, at) + folded(s1))
+        store(lanes, at + LANES, load(lanes, at + LANES) + folded(s2))
+        store(lanes, at + 2 * LANES, load(lanes, at + 2 * LANES) + folded(s3))
 
 
 # Runs that a mask cuts short would all begin in lane 0. Its sum of a thousand elements would be off
@@ -128,9 +134,8 @@ def is_streamed(y, x):
 
 @inline
 def gap(y, i):
-    """Elements from y[i] to the start of a cache line, or of half a one, which 16 halves fill."""
-    line = min(LINE_BYTES, LANES * y.itemsize)
-    return -(address(y) + i * y.itemsize) % line // y.itemsize
+    """Elements from y[i] to the start of a cache line."""
+    return -(address(y) + i * y.itemsize) % LINE_BYTES // y.itemsize
 
 
 @inline
@@ -140,30 +145,27 @@ def head(y, start, length, streaming):
 
 
 @inline
-def put(y, i, v, streaming):
-    """Store lanes, rounded to the dtype of y."""
-    if streaming:
+def put(y, i, k, v, streaming):
+    """Set y[i] to y[i + k - 1] to the first k lanes, rounded; whole vectors may be streamed."""
+    if k < v.lanes:
+        store_part(y, i, k, cast(v, y))
+    elif streaming:
         stream(y, i, cast(v, y))
     else:
         store(y, i, cast(v, y))
 
 
 @inline
-def put_part(y, i, k, v):
-    """Store the first k lanes, rounded to the dtype of y."""
-    store_part(y, i, k, cast(v, y))
-
-
-@inline
 def sweep(y, start, length, streaming, value, coefficients, arrays):
     """Set a run of y to a value of `normcore.kernels.values`."""
-    k = head(y, start, length, streaming)
+    like, k = line_zeros(y), head(y, start, length, streaming)
     if k > 0:
-        put_part(y, start, k, value(start, k, coefficients, arrays))
+        put(y, start, k, value(start, k, like, coefficients, arrays), False)
     begin = start + k
-    stop = begin + (length - k) // LANES * LANES
-    for i in range(begin, stop, LANES):
-        put(y, i, value(i, LANES, coefficients, arrays), streaming)
+    stop = begin + (length - k) // like.lanes * like.lanes
+    for i in range(begin, stop, like.lanes):
+        v = value(i, like.lanes, like, coefficients, arrays)
+        put(y, i, like.lanes, v, streaming)
     k = start + length - stop
     if k > 0:
-        put_part(y, stop, k, value(stop, k, coefficients, arrays))
+        put(y, stop, k, value(stop, k, like, coefficients, arrays), False)

@@ -1,8 +1,7 @@
 """Arithmetic of a strip of columns whose rows have a weight and a bias each, in Numba.
 
-A strip is `width` of the c columns of m elements, c apart; `start` is its first element. Sums take
-16 columns at a time and down a group of rows, so that the accumulators stay in registers, and add
-up by groups. The elementwise passes go along the rows, as memory lies.
+A strip is `width` of the c columns of m elements, c apart; `start` is its first element. Sums go
+down groups of rows as in `columns`. The elementwise passes go along the rows, as memory lies.
 
 Values of the columns of a strip are rows of arrays with `pitch` columns: `LANES` more than the
 strip may have, because vectors behind its end read there.
@@ -12,34 +11,23 @@ from __future__ import annotations
 
 from .activations import activated, activation_slope
 from .coefficients import HIGH, LOW, SCALE, finite_or_zero
+from .columns import add_to, column_sums, group_rows
 from .intrinsics import (
     LANES,
     cast,
     first,
-    load,
+    load_as,
     memory,
     muladd,
-    prefetch,
+    prefetch_as,
     splat,
     store,
-    store_part,
-    stream,
-    sum_lanes,
     where,
 )
 from .jit import inline
 from .layers import G_HIGH, G_LOW, SLOPE, gradient
-from .runs import head
-from .values import get
-
-GROUP_BYTES = 8192
-"""Rows of one visit of 16 columns hold this many bytes, but are 8 to 32 (as in `columns`)."""
-
-
-@inline
-def group_rows(x, width, arrays):
-    """Rows that are summed in registers, while the same number behind them is asked for."""
-    return min(32, max(8, GROUP_BYTES // (arrays * width * x.itemsize)))
+from .registers import get, line_zeros, origin_of, sum_lanes, sum_zeros, take
+from .runs import head, put
 
 
 @inline
@@ -47,26 +35,13 @@ def set_shifts(shift, x, start, rows, c, width):
     """Near the mean of each column's first rows, and the value itself where all are equal."""
     for j in range(0, width, LANES):
         k = min(LANES, width - j)
-        origin = cast(get(x, start + j, k), shift)
+        origin = take(x, start + j, k, splat(0.0))
         sums = first(origin, 0)
         for p in range(start + j + c, start + j + rows * c, c):
-            sums = sums + (cast(get(x, p, k), shift) - origin)
+            sums = sums + (take(x, p, k, origin) - origin)
         store(shift, j, muladd(sums, 1.0 / rows, origin))
     for j in range(width):
-        shift[j] = finite_or_zero(shift[j])
-
-
-@inline
-def add_column_sums(totals, pitch, x, at, rows, c, ahead, shift, j, k):
-    """Add the sums of x - shift and (x - shift)^2 of k columns, over a group of rows."""
-    s1, s2, origin = splat(0.0), splat(0.0), load(shift, j)
-    for p in range(at, at + rows * c, c):
-        prefetch(x, p + ahead)
-        deviation = cast(get(x, p, k), origin) - origin
-        s1 = s1 + deviation
-        s2 = muladd(deviation, deviation, s2)
-    store(totals, j, load(totals, j) + s1)
-    store(totals, pitch + j, load(totals, pitch + j) + s2)
+        shift[j] = origin_of(x, finite_or_zero(shift[j]))
 
 
 @inline
@@ -74,32 +49,33 @@ def strip_sums(totals, pitch, x, start, m, c, width, shift):
     """Set the sums of x - shift and (x - shift)^2 of the columns."""
     for j in range(2 * pitch):
         totals[j] = 0.0
-    together, whole = group_rows(x, width, 1), width // LANES * LANES
+    together, zero = group_rows(x, width, 1), sum_zeros(x)
+    whole, ahead = width // zero.lanes * zero.lanes, together * c
     for i in range(0, m, together):
-        rows, at, ahead = min(together, m - i), start + i * c, together * c
-        for j in range(0, whole, LANES):
-            add_column_sums(totals, pitch, x, at + j, rows, c, ahead, shift, j, LANES)
+        rows, at = min(together, m - i), start + i * c
+        for j in range(0, whole, zero.lanes):
+            k = zero.lanes
+            column_sums(totals, j, pitch, x, at + j, rows, c, ahead, shift, j, k, zero)
         if whole < width:
-            k = width - whole
-            add_column_sums(totals, pitch, x, at + whole, rows, c, ahead, shift, whole, k)
+            j, k = whole, width - whole
+            column_sums(totals, j, pitch, x, at + j, rows, c, ahead, shift, j, k, zero)
 
 
 @inline
-def add_column_grad_sums(totals, pitch, dy, x, w, at, i, rows, c, ahead, mean, j, k):
+def add_column_grad_sums(totals, pitch, dy, x, w, at, i, rows, c, ahead, mean, j, k, zero):
     """Add the sums of g = dy * weight, g * (x - mean) and x - mean of k columns, over a group."""
-    s1, s2, s3, centre = splat(0.0), splat(0.0), splat(0.0), load(mean, j)
+    s1, s2, s3, centre = zero, zero, zero, take(mean, j, k, zero)
     for r in range(rows):
         p = at + r * c
-        prefetch(dy, p + ahead)
-        prefetch(x, p + ahead)
-        g = cast(get(dy, p, k), centre) * w[i + r]
-        deviation = cast(get(x, p, k), centre) - centre
+        prefetch_as(dy, p + ahead, zero)
+        prefetch_as(x, p + ahead, zero)
+        g, deviation = take(dy, p, k, zero) * w[i + r], take(x, p, k, zero) - centre
         s1 = s1 + g
         s2 = muladd(g, deviation, s2)
         s3 = s3 + deviation
-    store(totals, j, load(totals, j) + s1)
-    store(totals, pitch + j, load(totals, pitch + j) + s2)
-    store(totals, 2 * pitch + j, load(totals, 2 * pitch + j) + s3)
+    add_to(totals, j, k, s1)
+    add_to(totals, pitch + j, k, s2)
+    add_to(totals, 2 * pitch + j, k, s3)
 
 
 @inline
@@ -107,27 +83,20 @@ def strip_grad_sums(totals, pitch, dy, x, w, start, m, c, width, mean):
     """Set the sums of g = dy * weight, g * (x - mean) and x - mean of the columns."""
     for j in range(3 * pitch):
         totals[j] = 0.0
-    together, whole = group_rows(x, width, 2), width // LANES * LANES
+    together, zero = group_rows(x, width, 2), sum_zeros(x)
+    whole, ahead = width // zero.lanes * zero.lanes, together * c
     for i in range(0, m, together):
-        rows, at, ahead = min(together, m - i), start + i * c, together * c
-        for j in range(0, whole, LANES):
-            add_column_grad_sums(totals, pitch, dy, x, w, at + j, i, rows, c, ahead, mean, j, LANES)
-        if whole < width:
-            k = width - whole
+        rows, at = min(together, m - i), start + i * c
+        for j in range(0, whole, zero.lanes):
+            k = zero.lanes
             add_column_grad_sums(
-                totals, pitch, dy, x, w, at + whole, i, rows, c, ahead, mean, whole, k
+                totals, pitch, dy, x, w, at + j, i, rows, c, ahead, mean, j, k, zero
             )
-
-
-@inline
-def put(y, p, k, v, streaming):
-    """Set y[p] to y[p + k - 1] = lanes, rounded to the dtype of y."""
-    if k < LANES:
-        store_part(y, p, k, cast(v, y))
-    elif streaming:
-        stream(y, p, cast(v, y))
-    else:
-        store(y, p, cast(v, y))
+        if whole < width:
+            j, k = whole, width - whole
+            add_column_grad_sums(
+                totals, pitch, dy, x, w, at + j, i, rows, c, ahead, mean, j, k, zero
+            )
 
 
 @inline
@@ -137,38 +106,41 @@ def inputs_of(x, residual, w, b):
 
 
 @inline
-def output(dy, inputs, i, p, k, a, pitch, j, activation):
+def output(dy, inputs, i, p, k, a, pitch, j, activation, like):
     """y of k elements of row i from p on, column j; with dy, its gradient before the activation.
 
     Where rstd is 0, x does not count.
     """
     x, residual, fused, w, b = inputs
-    scale = load(a, SCALE * pitch + j)
-    deviation = (cast(get(x, p, k), scale) - load(a, HIGH * pitch + j)) - load(a, LOW * pitch + j)
+    scale = load_as(a, SCALE * pitch + j, like)
+    high, low = load_as(a, HIGH * pitch + j, like), load_as(a, LOW * pitch + j, like)
+    deviation = (take(x, p, k, scale) - high) - low
     z = muladd(where(scale, deviation * scale, first(scale, 0)), w[i], b[i])
     if fused:
-        z = z + cast(get(residual, p, k), z)
+        z = z + take(residual, p, k, z)
     if dy is None:
         return activated(z, activation)
     else:  # Numba drops the branch that the type excludes
-        return cast(get(dy, p, k), z) * activation_slope(z, activation)
+        return take(dy, p, k, z) * activation_slope(z, activation)
 
 
 @inline
 def apply_strip(y, dy, inputs, start, m, c, width, a, pitch, activation, streaming):
     """Set the `output` of a strip."""
+    like = line_zeros(y)
+    lanes = like.lanes
     for i in range(m):
         at = start + i * c
         lead = head(y, at, width, streaming)
-        stop = lead + (width - lead) // LANES * LANES
+        stop = lead + (width - lead) // lanes * lanes
         if lead > 0:
-            put(y, at, lead, output(dy, inputs, i, at, lead, a, pitch, 0, activation), False)
-        for j in range(lead, stop, LANES):
-            v = output(dy, inputs, i, at + j, LANES, a, pitch, j, activation)
-            put(y, at + j, LANES, v, streaming)
+            put(y, at, lead, output(dy, inputs, i, at, lead, a, pitch, 0, activation, like), False)
+        for j in range(lead, stop, lanes):
+            v = output(dy, inputs, i, at + j, lanes, a, pitch, j, activation, like)
+            put(y, at + j, lanes, v, streaming)
         if stop < width:
             k, p = width - stop, at + stop
-            put(y, p, k, output(dy, inputs, i, p, k, a, pitch, stop, activation), False)
+            put(y, p, k, output(dy, inputs, i, p, k, a, pitch, stop, activation, like), False)
 
 
 @inline
@@ -180,24 +152,26 @@ def apply_mixed_strip(
     All are computed in both precisions and each lane takes its own, so that no column's bits
     depend on its neighbours.
     """
+    like = line_zeros(y)
+    lanes = like.lanes
     for i in range(m):
-        for j in range(0, width, LANES):
-            p, k = start + i * c + j, min(LANES, width - j)
-            e = output(dy, inputs, i, p, k, exact, pitch, j, activation)
-            a = output(dy, inputs, i, p, k, narrow, pitch, j, activation)
-            put(y, p, k, where(load(wide, j), cast(e, a), a), False)
+        for j in range(0, width, lanes):
+            p, k = start + i * c + j, min(lanes, width - j)
+            e = output(dy, inputs, i, p, k, exact, pitch, j, activation, like)
+            a = output(dy, inputs, i, p, k, narrow, pitch, j, activation, like)
+            put(y, p, k, where(load_as(wide, j, like), cast(e, a), a), False)
 
 
 @inline
-def row_part(s1, s2, dy, x, p, k, a, kept, pitch, j):
+def row_part(s1, s2, dy, x, p, k, a, kept, pitch, j, like):
     """Add dy * x_hat and dy of k elements from p on to the lanes of a row."""
     high, low, scale = (
-        load(a, HIGH * pitch + j),
-        load(a, LOW * pitch + j),
-        load(a, SCALE * pitch + j),
+        load_as(a, HIGH * pitch + j, like),
+        load_as(a, LOW * pitch + j, like),
+        load_as(a, SCALE * pitch + j, like),
     )
-    h, flags, zero = cast(get(dy, p, k), scale), load(kept, j), first(scale, 0)
-    x_hat = ((cast(get(x, p, k), scale) - high) - low) * scale
+    h, flags, zero = take(dy, p, k, scale), load_as(kept, j, like), first(scale, 0)
+    x_hat = ((take(x, p, k, scale) - high) - low) * scale
     s1 = s1 + cast(first(where(flags, h * x_hat, zero), k), s1)
     return s1, s2 + cast(first(where(flags, h, zero), k), s2)
 
@@ -209,51 +183,56 @@ def add_row_sums(parts, at, m, dy, x, start, c, width, a, kept, pitch):
     A sweep of its own, from the first element: `grads_strip` starts at a cache line of dx, and
     the bits of a sum must not depend on where an array lies.
     """
-    whole = width // LANES * LANES
+    like = line_zeros(x)
+    lanes, none = like.lanes, cast(like, 0.0)
+    whole = width // lanes * lanes
     for i in range(m):
-        s1, s2, p = splat(0.0), splat(0.0), start + i * c
-        for j in range(0, whole, LANES):
-            s1, s2 = row_part(s1, s2, dy, x, p + j, LANES, a, kept, pitch, j)
+        s1, s2, p = none, none, start + i * c
+        for j in range(0, whole, lanes):
+            s1, s2 = row_part(s1, s2, dy, x, p + j, lanes, a, kept, pitch, j, like)
         if whole < width:
-            s1, s2 = row_part(s1, s2, dy, x, p + whole, width - whole, a, kept, pitch, whole)
+            s1, s2 = row_part(s1, s2, dy, x, p + whole, width - whole, a, kept, pitch, whole, like)
         parts[at + i] += sum_lanes(s1)
         parts[at + m + i] += sum_lanes(s2)
 
 
 @inline
-def input_gradient(inputs, i, p, k, a, kept, pitch, j):
+def input_gradient(inputs, i, p, k, a, kept, pitch, j, like):
     """The dx of k elements of row i from p on; where a column does not count, the addend or 0."""
     dy, x, addend, fused, w = inputs
     coefficients = (
-        load(a, HIGH * pitch + j),
-        load(a, LOW * pitch + j),
-        load(a, SCALE * pitch + j),
-        load(a, SLOPE * pitch + j),
-        load(a, G_HIGH * pitch + j),
-        load(a, G_LOW * pitch + j),
+        load_as(a, HIGH * pitch + j, like),
+        load_as(a, LOW * pitch + j, like),
+        load_as(a, SCALE * pitch + j, like),
+        load_as(a, SLOPE * pitch + j, like),
+        load_as(a, G_HIGH * pitch + j, like),
+        load_as(a, G_LOW * pitch + j, like),
     )
-    h = cast(get(dy, p, k), coefficients[2])
-    dx = where(load(kept, j), gradient(h, w[i], get(x, p, k), coefficients), first(h, 0))
+    h = take(dy, p, k, coefficients[2])
+    dx = gradient(h, w[i], get(x, p, k, like), coefficients)
+    dx = where(load_as(kept, j, like), dx, first(h, 0))
     if fused:
-        dx = dx + cast(get(addend, p, k), dx)
+        dx = dx + take(addend, p, k, dx)
     return dx
 
 
 @inline
 def grads_strip(dx, inputs, start, m, c, width, a, kept, pitch, streaming):
     """Set the dx of a strip."""
+    like = line_zeros(dx)
+    lanes = like.lanes
     for i in range(m):
         at = start + i * c
         lead = head(dx, at, width, streaming)
-        stop = lead + (width - lead) // LANES * LANES
+        stop = lead + (width - lead) // lanes * lanes
         if lead > 0:
-            put(dx, at, lead, input_gradient(inputs, i, at, lead, a, kept, pitch, 0), False)
-        for j in range(lead, stop, LANES):
-            v = input_gradient(inputs, i, at + j, LANES, a, kept, pitch, j)
-            put(dx, at + j, LANES, v, streaming)
+            put(dx, at, lead, input_gradient(inputs, i, at, lead, a, kept, pitch, 0, like), False)
+        for j in range(lead, stop, lanes):
+            v = input_gradient(inputs, i, at + j, lanes, a, kept, pitch, j, like)
+            put(dx, at + j, lanes, v, streaming)
         if stop < width:
             k, p = width - stop, at + stop
-            put(dx, p, k, input_gradient(inputs, i, p, k, a, kept, pitch, stop), False)
+            put(dx, p, k, input_gradient(inputs, i, p, k, a, kept, pitch, stop, like), False)
 
 
 @inline
@@ -261,16 +240,18 @@ def mixed_grads_strip(
     dx, parts, at, inputs, start, m, c, width, narrow, exact, wide, kept, pitch
 ):  # fmt: skip
     """`add_row_sums` and `grads_strip` where some columns need float64, as `apply_mixed_strip`."""
+    like = line_zeros(dx)
+    lanes, none = like.lanes, cast(like, 0.0)
     dy, x = inputs[0], inputs[1]
     for i in range(m):
-        s1, s2 = splat(0.0), splat(0.0)
-        for j in range(0, width, LANES):
-            p, k = start + i * c + j, min(LANES, width - j)
-            r1, _ = row_part(s1, s2, dy, x, p, k, narrow, kept, pitch, j)
-            e1, s2 = row_part(s1, s2, dy, x, p, k, exact, kept, pitch, j)
-            s1 = where(load(wide, j), e1, r1)
-            a = input_gradient(inputs, i, p, k, narrow, kept, pitch, j)
-            e = input_gradient(inputs, i, p, k, exact, kept, pitch, j)
-            put(dx, p, k, where(load(wide, j), cast(e, a), a), False)
+        s1, s2 = none, none
+        for j in range(0, width, lanes):
+            p, k = start + i * c + j, min(lanes, width - j)
+            r1, _ = row_part(s1, s2, dy, x, p, k, narrow, kept, pitch, j, like)
+            e1, s2 = row_part(s1, s2, dy, x, p, k, exact, kept, pitch, j, like)
+            s1 = where(load_as(wide, j, like), e1, r1)
+            a = input_gradient(inputs, i, p, k, narrow, kept, pitch, j, like)
+            e = input_gradient(inputs, i, p, k, exact, kept, pitch, j, like)
+            put(dx, p, k, where(load_as(wide, j, like), cast(e, a), a), False)
         parts[at + i] += sum_lanes(s1)
         parts[at + m + i] += sum_lanes(s2)

@@ -1,7 +1,8 @@
 """One vector of an elementwise pass: y, dx, or the gradient before the activation, in Numba.
 
-A *value* is a function of a position i, a number of lanes k, coefficients and the arrays that it
-reads; the loops that store it (`runs.sweep`, `columns.apply_block`) take it as an argument.
+A *value* is a function of a position i, a number of elements k, a vector `like` what it returns,
+coefficients and the arrays that it reads; the loops that store it (`runs.sweep`,
+`columns.apply_block`) take it as an argument.
 Coefficients are scalars where a run shares them, vectors where every column has its own. They may
 be wider than the lanes of x: the result is rounded to those before residual and activation.
 
@@ -12,14 +13,9 @@ from __future__ import annotations
 
 from .activations import activated, activation_slope
 from .coefficients import DY_MEAN, EMPTY, HIGH, LOW, REST, SCALE, SHIFT, SLOPE
-from .intrinsics import LANES, cast, first, load, load_part, muladd, where
+from .intrinsics import cast, first, load_as, muladd, where
 from .jit import inline
-
-
-@inline
-def get(x, i, k):
-    """Lanes x[i] to x[i + k - 1]."""
-    return load(x, i) if k == LANES else load_part(x, i, k)
+from .registers import get
 
 
 @inline
@@ -42,26 +38,26 @@ def backward_scalars(a, cells, j):
 
 
 @inline
-def forward_vectors(a, cells, j):
+def forward_vectors(a, cells, j, like):
     """Forward coefficients of the columns from j on."""
     return (
-        load(a, HIGH * cells + j),
-        load(a, LOW * cells + j),
-        load(a, SCALE * cells + j),
-        load(a, SHIFT * cells + j),
+        load_as(a, HIGH * cells + j, like),
+        load_as(a, LOW * cells + j, like),
+        load_as(a, SCALE * cells + j, like),
+        load_as(a, SHIFT * cells + j, like),
     )
 
 
 @inline
-def backward_vectors(a, cells, j):
+def backward_vectors(a, cells, j, like):
     """Backward coefficients of the columns from j on."""
     return (
-        load(a, HIGH * cells + j),
-        load(a, LOW * cells + j),
-        load(a, SCALE * cells + j),
-        load(a, SLOPE * cells + j),
-        load(a, DY_MEAN * cells + j),
-        load(a, REST * cells + j),
+        load_as(a, HIGH * cells + j, like),
+        load_as(a, LOW * cells + j, like),
+        load_as(a, SCALE * cells + j, like),
+        load_as(a, SLOPE * cells + j, like),
+        load_as(a, DY_MEAN * cells + j, like),
+        load_as(a, REST * cells + j, like),
     )
 
 
@@ -72,9 +68,9 @@ def scale_scalars(a, cells, j):
 
 
 @inline
-def scale_vectors(a, cells, j):
+def scale_vectors(a, cells, j, like):
     """The factors of the columns from j on, as `scale_scalars`."""
-    return (load(a, SCALE * cells + j),)
+    return (load_as(a, SCALE * cells + j, like),)
 
 
 @inline
@@ -85,64 +81,64 @@ def normalized(v, coefficients):
 
 
 @inline
-def finished(z, i, k, given):
+def finished(z, i, k, like, given):
     """activation(z + residual)."""
     residual, adds, activation = given
     if adds:
-        z = z + get(residual, i, k)
+        z = z + get(residual, i, k, like)
     return activated(z, activation)
 
 
 @inline
-def plain(i, k, coefficients, arrays):
+def plain(i, k, like, coefficients, arrays):
     """Y, with neither residual nor activation."""
     (x,) = arrays
-    return normalized(get(x, i, k), coefficients)
+    return normalized(get(x, i, k, like), coefficients)
 
 
 @inline
-def fused(i, k, coefficients, arrays):
-    """Y with residual and activation; where no element counts (`counts` = 0), without x."""
+def fused(i, k, like, coefficients, arrays):
+    """Y with residual and activation; where no element counts, without x."""
     x, counts, given = arrays
-    v = get(x, i, k)
-    z = normalized(v if counts == LANES else first(v, counts), coefficients)
-    return finished(cast(z, v), i, k, given)
+    v = get(x, i, k, like)
+    z = normalized(v if counts else first(v, 0), coefficients)
+    return finished(cast(z, v), i, k, like, given)
 
 
 @inline
-def before_activation(i, k, coefficients, arrays):
+def before_activation(i, k, like, coefficients, arrays):
     """The gradient before the activation: dy * slope(z)."""
     dy, x, counts, given = arrays
     residual, adds, activation = given
-    v = get(x, i, k)
-    z = cast(normalized(v if counts == LANES else first(v, counts), coefficients), v)
+    v = get(x, i, k, like)
+    z = cast(normalized(v if counts else first(v, 0), coefficients), v)
     if adds:
-        z = z + get(residual, i, k)
-    return get(dy, i, k) * activation_slope(z, activation)
+        z = z + get(residual, i, k, like)
+    return get(dy, i, k, like) * activation_slope(z, activation)
 
 
 @inline
-def gradient(i, k, coefficients, arrays):
+def gradient(i, k, like, coefficients, arrays):
     """Dx."""
     dy, x = arrays
     high, low, scale, slope, dy_mean, rest = coefficients
-    through_x = muladd((cast(get(x, i, k), high) - high) - low, slope, rest)
-    return muladd(cast(get(dy, i, k), high) - dy_mean, scale, 0.0 - through_x)
+    through_x = muladd((cast(get(x, i, k, like), high) - high) - low, slope, rest)
+    return muladd(cast(get(dy, i, k, like), high) - dy_mean, scale, 0.0 - through_x)
 
 
 @inline
-def scaled(i, k, coefficients, arrays):
+def scaled(i, k, like, coefficients, arrays):
     """Dx where the statistics are constants."""
     (dy,) = arrays
     (scale,) = coefficients
-    return cast(get(dy, i, k), scale) * scale
+    return cast(get(dy, i, k, like), scale) * scale
 
 
 @inline
-def zero(i, k, coefficients, arrays):
+def zero(i, k, like, coefficients, arrays):
     """Dx of an element that does not count; dy must not be read, it may be NaN."""
     (dy,) = arrays
-    return first(get(dy, i, k), 0)
+    return first(get(dy, i, k, like), 0)
 
 
 # The same where some columns need float64: all are computed in both precisions and each lane takes
@@ -150,24 +146,27 @@ def zero(i, k, coefficients, arrays):
 
 
 @inline
-def mixed_forward(a, cells, j):
+def mixed_forward(a, cells, j, like):
     """(narrow, exact, kinds) of the columns from j on."""
     narrow, exact, kind = a
-    return forward_vectors(narrow, cells, j), forward_vectors(exact, cells, j), load(kind, j)
+    a, e = forward_vectors(narrow, cells, j, like), forward_vectors(exact, cells, j, like)
+    return a, e, load_as(kind, j, like)
 
 
 @inline
-def mixed_backward(a, cells, j):
+def mixed_backward(a, cells, j, like):
     """(narrow, exact, kinds) of the columns from j on."""
     narrow, exact, kind = a
-    return backward_vectors(narrow, cells, j), backward_vectors(exact, cells, j), load(kind, j)
+    a, e = backward_vectors(narrow, cells, j, like), backward_vectors(exact, cells, j, like)
+    return a, e, load_as(kind, j, like)
 
 
 @inline
-def mixed_scale(a, cells, j):
+def mixed_scale(a, cells, j, like):
     """(narrow, exact, kinds) of the columns from j on."""
     narrow, exact, kind = a
-    return scale_vectors(narrow, cells, j), scale_vectors(exact, cells, j), load(kind, j)
+    a, e = scale_vectors(narrow, cells, j, like), scale_vectors(exact, cells, j, like)
+    return a, e, load_as(kind, j, like)
 
 
 @inline
@@ -179,33 +178,33 @@ def mixed_normalized(v, coefficients):
 
 
 @inline
-def mixed_fused(i, k, coefficients, arrays):
+def mixed_fused(i, k, like, coefficients, arrays):
     """`fused`."""
     x, _, given = arrays
-    return finished(mixed_normalized(get(x, i, k), coefficients), i, k, given)
+    return finished(mixed_normalized(get(x, i, k, like), coefficients), i, k, like, given)
 
 
 @inline
-def mixed_before_activation(i, k, coefficients, arrays):
+def mixed_before_activation(i, k, like, coefficients, arrays):
     """`before_activation`."""
     dy, x, _, (residual, adds, activation) = arrays
-    z = mixed_normalized(get(x, i, k), coefficients)
+    z = mixed_normalized(get(x, i, k, like), coefficients)
     if adds:
-        z = z + get(residual, i, k)
-    return get(dy, i, k) * activation_slope(z, activation)
+        z = z + get(residual, i, k, like)
+    return get(dy, i, k, like) * activation_slope(z, activation)
 
 
 @inline
-def mixed_gradient(i, k, coefficients, arrays):
+def mixed_gradient(i, k, like, coefficients, arrays):
     """`gradient`."""
     narrow, exact, kinds = coefficients
-    a = gradient(i, k, narrow, arrays)
-    return where(kinds, cast(gradient(i, k, exact, arrays), a), a)
+    a = gradient(i, k, like, narrow, arrays)
+    return where(kinds, cast(gradient(i, k, like, exact, arrays), a), a)
 
 
 @inline
-def mixed_scaled(i, k, coefficients, arrays):
+def mixed_scaled(i, k, like, coefficients, arrays):
     """`scaled`."""
     narrow, exact, kinds = coefficients
-    a = scaled(i, k, narrow, arrays)
-    return where(kinds, cast(scaled(i, k, exact, arrays), a), a)
+    a = scaled(i, k, like, narrow, arrays)
+    return where(kinds, cast(scaled(i, k, like, exact, arrays), a), a)

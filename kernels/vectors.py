@@ -23,17 +23,18 @@ INT64 = ir.IntType(64)
 
 
 class Vector(types.Type):
-    """16 lanes of float32 or float64."""
+    """Lanes of float32 or float64: 16, or as many as a few registers hold."""
 
-    def __init__(self, dtype: types.Float) -> None:
+    def __init__(self, dtype: types.Float, lanes: int = LANES) -> None:
         self.dtype = dtype
-        super().__init__(f"Vector({dtype})")
+        self.lanes = lanes
+        super().__init__(f"Vector({dtype}, {lanes})")
 
     @property
     def llvm(self) -> ir.VectorType:
         """The type in LLVM."""
         element = ir.FloatType() if self.dtype == types.float32 else ir.DoubleType()
-        return ir.VectorType(element, LANES)
+        return ir.VectorType(element, self.lanes)
 
 
 class Memory(types.Type):
@@ -74,33 +75,30 @@ def lane_dtype(dtype: types.Type) -> types.Type:
     return types.float32 if dtype in (types.int16, types.uint16) else dtype
 
 
-def _lanes(element: ir.Type) -> ir.VectorType:
-    return ir.VectorType(element, LANES)
-
-
-def stored(dtype: types.Type) -> ir.VectorType:
-    """16 elements of an array of that dtype, in LLVM."""
+def stored(dtype: types.Type, lanes: int) -> ir.VectorType:
+    """That many elements of an array of that dtype, in LLVM."""
     lane = lane_dtype(dtype)
-    return Vector(dtype).llvm if lane == dtype else _lanes(ir.IntType(16))
+    return Vector(dtype, lanes).llvm if lane == dtype else ir.VectorType(ir.IntType(16), lanes)
 
 
-def stored_name(dtype: types.Type) -> str:
+def stored_name(dtype: types.Type, lanes: int) -> str:
     """The part of an LLVM intrinsic's name that says `stored`."""
-    return f"v{LANES}{'f' if lane_dtype(dtype) == dtype else 'i'}{dtype.bitwidth}"
+    return f"v{lanes}{'f' if lane_dtype(dtype) == dtype else 'i'}{dtype.bitwidth}"
 
 
-def pointer_to(context: Any, builder: Any, kind: Any, value: Any, i: Any) -> Any:
-    """Pointer to 16 elements from i on."""
+def pointer_to(context: Any, builder: Any, kind: Any, value: Any, i: Any, lanes: int) -> Any:
+    """Pointer to that many elements from i on."""
     element = builder.gep(first_element(context, builder, kind, value), [i], inbounds=True)
-    return builder.bitcast(element, stored(kind.dtype).as_pointer())
+    return builder.bitcast(element, stored(kind.dtype, lanes).as_pointer())
 
 
 def _like(value: Any, element: ir.Type) -> ir.Type:
-    return _lanes(element) if isinstance(value.type, ir.VectorType) else element
+    vector = isinstance(value.type, ir.VectorType)
+    return ir.VectorType(element, value.type.count) if vector else element
 
 
 def widened(builder: Any, dtype: types.Type, value: Any) -> Any:
-    """One or 16 elements as what they are computed in."""
+    """One element or several as what they are computed in."""
     if dtype == types.int16:
         half = builder.bitcast(value, _like(value, ir.HalfType()))
         return builder.fpext(half, _like(value, ir.FloatType()))
@@ -112,26 +110,36 @@ def widened(builder: Any, dtype: types.Type, value: Any) -> Any:
 
 
 def narrowed(builder: Any, dtype: types.Type, value: Any) -> Any:
-    """One or 16 lanes rounded to elements, to the nearest and halfway to the even one."""
+    """One lane or several rounded to elements, to the nearest and halfway to the even one."""
     if dtype == types.int16:
         half = builder.fptrunc(value, _like(value, ir.HalfType()))
         return builder.bitcast(half, _like(value, ir.IntType(16)))
     if dtype == types.uint16:
         # Not LLVM's bfloat: the instruction that it takes where there is one drops subnormals.
         bits = builder.bitcast(value, _like(value, INT32))
-        upper = builder.lshr(bits, _whole(bits, 16))
-        odd = builder.and_(upper, _whole(bits, 1))
-        nearest = builder.add(builder.add(bits, odd), _whole(bits, 0x7FFF))
-        quiet = builder.or_(upper, _whole(bits, 0x40))  # a NaN could round to infinity
+        lowest = builder.and_(bits, _whole(bits, 1 << 16))
+        odd = builder.icmp_unsigned("!=", lowest, _whole(bits, 0))
+        up = builder.select(odd, _whole(bits, 0x8000), _whole(bits, 0x7FFF))
+        quiet = builder.or_(bits, _whole(bits, 1 << 22))  # a NaN could round to infinity
         nan = builder.fcmp_unordered("uno", value, value)
-        rounded = builder.select(nan, quiet, builder.lshr(nearest, _whole(bits, 16)))
-        return builder.trunc(rounded, _like(value, ir.IntType(16)))
+        return _upper_halves(builder, builder.select(nan, quiet, builder.add(bits, up)))
     return value
+
+
+def _upper_halves(builder: Any, bits: Any) -> Any:
+    if not isinstance(bits.type, ir.VectorType):
+        return builder.trunc(builder.lshr(bits, _whole(bits, 16)), ir.IntType(16))
+    # One permutation of two registers, where shifting and truncating them takes six instructions.
+    lanes = bits.type.count
+    parts = builder.bitcast(bits, ir.VectorType(ir.IntType(16), 2 * lanes))
+    numbers = [ir.Constant(INT32, 2 * lane + 1) for lane in range(lanes)]
+    mask = ir.Constant(ir.VectorType(INT32, lanes), numbers)
+    return builder.shuffle_vector(parts, parts, mask)
 
 
 def _whole(like: Any, value: int) -> ir.Constant:
     if isinstance(like.type, ir.VectorType):
-        return ir.Constant(like.type, [ir.Constant(INT32, value)] * LANES)
+        return ir.Constant(like.type, [ir.Constant(INT32, value)] * like.type.count)
     return ir.Constant(like.type, value)
 
 
@@ -139,15 +147,16 @@ def splatted(builder: Any, vector: ir.VectorType, scalar: Any) -> Any:
     """The scalar in every lane."""
     undefined = ir.Constant(vector, ir.Undefined)
     single = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
-    zeros = ir.Constant(ir.VectorType(INT32, LANES), None)
+    zeros = ir.Constant(ir.VectorType(INT32, vector.count), None)
     return builder.shuffle_vector(single, undefined, zeros)
 
 
-def lanes_below(builder: Any, k: Any) -> Any:
-    """Lane number < k."""
-    numbers = ir.VectorType(INT64, LANES)
-    lanes = ir.Constant(numbers, [ir.Constant(INT64, lane) for lane in range(LANES)])
-    return builder.icmp_signed("<", lanes, splatted(builder, numbers, k))
+def lanes_below(builder: Any, k: Any, lanes: int) -> Any:
+    """Lane number < k, for k from 0 to `lanes`."""
+    byte = ir.IntType(8)  # one register of numbers, for up to 64 lanes
+    numbers = ir.VectorType(byte, lanes)
+    each = ir.Constant(numbers, [ir.Constant(byte, lane) for lane in range(lanes)])
+    return builder.icmp_signed("<", each, splatted(builder, numbers, builder.trunc(k, byte)))
 
 
 def declared(builder: Any, name: str, function_type: ir.FunctionType) -> ir.Function:

@@ -35,6 +35,8 @@ _STATISTICS = (
     *("mean", "m2", "var", "rstd", "r", "d", "sum_dy", "sum_dy_xmu"),
     *("running_mean", "running_var"),
 )
+_FLOAT64 = np.dtype(np.float64)
+_NO_MASK, _NO_NUMBERS = np.empty(0, np.uint8), np.empty(0)
 _BITS = {"float16": np.int16, "bfloat16": np.uint16}
 
 
@@ -48,15 +50,16 @@ class _Alias:
 
 
 def _flat(x: Array) -> Array:
-    return (x if x.flags.writeable else np.asarray(_Alias(x))).reshape(-1)
+    alias = x if x.flags.writeable else np.asarray(_Alias(x))
+    return alias if alias.ndim == 1 else alias.reshape(-1)
 
 
 def _elements(x: Array) -> Array:
-    return _flat(x if x.dtype.itemsize != 2 else x.view(_BITS[x.dtype.name]))
+    return _flat(x if x.itemsize != 2 else x.view(_BITS[x.dtype.name]))
 
 
 def _numbers(values: Array) -> Array:
-    return _flat(values.astype(np.float64, copy=False))
+    return _flat(values if values.dtype == _FLOAT64 else values.astype(_FLOAT64))
 
 
 def _layer_is_safe() -> bool:
@@ -98,9 +101,9 @@ class _Kernel:
             if given[i] is None:
                 given[i] = given[self.x][:0]
         for i in self.masks:
-            given[i] = np.empty(0, np.uint8) if given[i] is None else _flat(given[i])
+            given[i] = _NO_MASK if given[i] is None else _flat(given[i])
         for i in self.statistics:
-            given[i] = np.empty(0) if given[i] is None else _numbers(given[i])
+            given[i] = _NO_NUMBERS if given[i] is None else _numbers(given[i])
         for i, default in self.parameters:
             if given[i] is None:
                 given[i] = np.full(given[self.weights], default)

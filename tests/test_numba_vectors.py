@@ -1,6 +1,7 @@
 """What the Numba kernels compute with: loads and stores of 16 lanes, halves, activations."""
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 from normcore.kernels.activations import activated, activation_slope
@@ -15,15 +16,17 @@ from normcore.kernels.intrinsics import (
     store,
     store_part,
     stream,
-    sum_lanes,
 )
-from normcore.kernels.jit import block
+from normcore.kernels.jit import FLAGS
+from normcore.kernels.registers import sum_lanes
 from normcore.kernels.table import ACTIVATIONS
 
 from normcore import reference
 
+compiled = numba.njit(**FLAGS)
 
-@block
+
+@compiled
 def _copy(y, x, length, streaming):
     y, x = memory(y), memory(x)
     whole = length // LANES * LANES
@@ -35,7 +38,7 @@ def _copy(y, x, length, streaming):
     store_part(y, whole, length - whole, load_part(x, whole, length - whole))
 
 
-@block
+@compiled
 def _sum_of_squares(x, length):
     v = cast(first(load(x, 0), length), 0.0) - 1.0
     return sum_lanes(muladd(v, v, 0.0))
@@ -108,7 +111,7 @@ def test_float32_is_rounded_once_as_it_is_stored(dtype, seen, streaming):
     np.testing.assert_array_equal(y.view(dtype).astype(np.float32), want)
 
 
-@block
+@compiled
 def _activate(y, slope, z, activation):
     y, slope, z = memory(y), memory(slope), memory(z)
     for i in range(0, 4096, LANES):
