@@ -1,0 +1,97 @@
+"""Panels that several figures share: curves per epoch, curves against a setting, bands of spread.
+
+A line is the mean over the seeds, its band one standard deviation to both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.training.results import Array, Results
+
+PALETTE = ("#777d84", "#0b6e4f", "#e07a3f", "#5b7fc7", "#b3446c", "#8e6bb0", "#c9a227")
+MARKERS = "osD^vPX"
+LIMITS = {"accuracy": (None, 1.005), "loss": (None, None)}
+
+
+def colours(results: Results) -> dict[str, str]:
+    """Each line of an experiment has its colour in all panels."""
+    return dict(zip(results.lines, PALETTE, strict=False))
+
+
+def curves(
+    axes: Any, results: Results, key: str, lines: Sequence[str] | None = None, at: Any = None
+) -> None:
+    """A number per epoch (or per step) of each line."""
+    for line in lines or results.lines:
+        values = results.get(key, line, at)
+        _band(axes, np.arange(1, values.shape[1] + 1), values, line, results)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    finish(axes, key)
+
+
+def against(axes: Any, results: Results, key: str, what: str, base: float | None = 10) -> None:
+    """The final numbers of each line against what varies; the axis logarithmic of this base."""
+    for line in results.lines:
+        _band(axes, np.array(results.places(line)), results.against(key, line), line, results)
+    if base is not None:
+        axes.set_xscale("log", base=base)
+    axes.set_xlabel(what)
+    finish(axes, key)
+
+
+def ticks(axes: Any, places: Sequence[float]) -> None:
+    """Name just these places of a horizontal axis, as they are."""
+    axes.set_xticks(list(places), [f"{place:g}" for place in places])
+    axes.minorticks_off()
+
+
+def _band(axes: Any, x: Array, values: Array, line: str, results: Results) -> None:
+    # What has overflown is left out of the curve: its end says where.
+    values = np.where(np.isfinite(values), values, np.nan)
+    whole = ~np.isnan(values).any(axis=0)
+    x, values = x[whole], values[:, whole]
+    if not len(x):
+        return
+    at = results.lines.index(line)
+    colour = colours(results)[line]
+    mean = values.mean(axis=0)
+    axes.plot(x, mean, color=colour, marker=MARKERS[at], markersize=3.5, linewidth=1.5, label=line)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
+        axes.fill_between(
+            x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0
+        )
+
+
+def finish(axes: Any, what: str, title: str | None = None) -> None:
+    """Names, grid and sizes."""
+    axes.set_title(title or what, fontsize=10, loc="left")
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_size(9)
+    axes.yaxis.label.set_size(9)
+    axes.spines[["top", "right"]].set_visible(False)
+    if "accuracy" in what:
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        if axes.get_ylim()[0] > 0.9:
+            axes.yaxis.set_major_formatter("{x:.1%}")
+
+
+def legend(figure: Any, axes: Any) -> None:
+    """The names of the lines, once, above all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=9, frameon=False)
+
+
+def new_figure(panels: tuple[int, int] = (1, 2)) -> Any:
+    """An empty figure for rows and columns of panels."""
+    from matplotlib.figure import Figure
+
+    rows, columns = panels
+    return Figure(figsize=(4.6 * columns, 3.0 * rows + 0.5), dpi=100, layout="constrained")

@@ -1,0 +1,81 @@
+"""A perceptron with and without batch norm: losses and accuracies per epoch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bench.training import draw
+from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.perceptron import WIDTHS, Shape, perceptron
+from bench.training.results import (
+    COUNT,
+    PLAIN,
+    Array,
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+)
+from bench.training.train import Course, train
+
+WITHOUT, WITH = "none", "batch norm"
+GOOD = 0.95
+"""Of the test accuracy: how soon it is reached is compared."""
+
+
+class WithAndWithout(Experiment):
+    """The four panels that every introduction draws."""
+
+    name = "with-and-without"
+    title = "With and without batch norm"
+    question = (
+        "A perceptron, linear -> norm -> ReLU twice and a linear layer. Batch norm is said to "
+        "train faster and to end better."
+    )
+    epochs = Lengths(10, 4)
+    settings: ClassVar[Settings] = {"widths": WIDTHS, "rate": 0.01, "momentum": 0.9, "batch": 64}
+    cost = 0.6
+    each_epoch = True
+    column = ("train loss", "train accuracy", "test loss", "test accuracy")
+
+    def variants(self, quick: bool) -> list[Variant]:
+        return [Variant(WITHOUT), Variant(WITH)]
+
+    def run(self, trial: Trial) -> Numbers:
+        shape = Shape("batch" if trial.variant.line == WITH else None, widths=WIDTHS)
+        model = perceptron(shape, trial.data.side, trial.seed, self.settings["momentum"])
+        course = Course(trial.epochs, self.settings["rate"], batch=self.settings["batch"])
+        return train(model, trial.data, course, trial.seed).numbers()
+
+    def draw(self, results: Results, figure: Any) -> None:
+        panels = figure.subplots(2, 2)
+        for axes, key in zip(panels.flat, self.column, strict=True):
+            draw.curves(axes, results, key)
+            if "loss" in key:
+                axes.set_yscale("log")
+        draw.legend(figure, panels[0, 0])
+
+    def findings(self, results: Results) -> list[Finding]:
+        def pair(key: str, epoch: int = -1) -> tuple[tuple[str, Array], tuple[str, Array]]:
+            without, with_ = (results.get(key, line)[:, epoch] for line in (WITHOUT, WITH))
+            return (WITHOUT, without), (WITH, with_)
+
+        def epochs(line: str) -> Array:
+            reached = results.get("test accuracy", line) >= GOOD
+            return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.inf)
+
+        without, with_ = pair("test accuracy")
+        return [
+            compare("Lower training loss after the first epoch", *pair("train loss", 0), PLAIN),
+            compare("Lower training loss in the end", *pair("train loss"), PLAIN),
+            compare("Higher test accuracy in the end", with_, without),
+            compare(
+                f"Fewer epochs to a test accuracy of {GOOD:.0%}",
+                (WITHOUT, epochs(WITHOUT)),
+                (WITH, epochs(WITH)),
+                COUNT,
+            ),
+        ]
