@@ -14,7 +14,6 @@ from bench.training.results import Array, Results
 
 PALETTE = ("#777d84", "#0b6e4f", "#e07a3f", "#5b7fc7", "#b3446c", "#8e6bb0", "#c9a227")
 MARKERS = "osD^vPX"
-LIMITS = {"accuracy": (None, 1.005), "loss": (None, None)}
 
 
 def colours(results: Results) -> dict[str, str]:
@@ -23,12 +22,17 @@ def colours(results: Results) -> dict[str, str]:
 
 
 def curves(
-    axes: Any, results: Results, key: str, lines: Sequence[str] | None = None, at: Any = None
+    axes: Any,
+    results: Results,
+    key: str,
+    at: float | None = None,
+    x: Sequence[float] | None = None,
 ) -> None:
-    """A number per epoch (or per step) of each line."""
-    for line in lines or results.lines:
+    """A number per epoch (or per what x says) of each line."""
+    for number, line in enumerate(results.lines):
         values = results.get(key, line, at)
-        _band(axes, np.arange(1, values.shape[1] + 1), values, line, results)
+        places = np.arange(1, values.shape[1] + 1) if x is None else np.array(x)
+        band(axes, places, values, line, number)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     finish(axes, key)
@@ -36,8 +40,8 @@ def curves(
 
 def against(axes: Any, results: Results, key: str, what: str, base: float | None = 10) -> None:
     """The final numbers of each line against what varies; the axis logarithmic of this base."""
-    for line in results.lines:
-        _band(axes, np.array(results.places(line)), results.against(key, line), line, results)
+    for number, line in enumerate(results.lines):
+        band(axes, np.array(results.places(line)), results.against(key, line), line, number)
     if base is not None:
         axes.set_xscale("log", base=base)
     axes.set_xlabel(what)
@@ -50,17 +54,17 @@ def ticks(axes: Any, places: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def _band(axes: Any, x: Array, values: Array, line: str, results: Results) -> None:
-    # What has overflown is left out of the curve: its end says where.
-    values = np.where(np.isfinite(values), values, np.nan)
-    whole = ~np.isnan(values).any(axis=0)
+def band(axes: Any, x: Array, values: Array, name: str, number: int) -> None:
+    """Mean and spread of (seeds, places) values, in the colour of this number.
+
+    A place where a seed has overflown is left out: the end of the curve says where.
+    """
+    whole = np.isfinite(values).all(axis=0)
     x, values = x[whole], values[:, whole]
-    if not len(x):
-        return
-    at = results.lines.index(line)
-    colour = colours(results)[line]
-    mean = values.mean(axis=0)
-    axes.plot(x, mean, color=colour, marker=MARKERS[at], markersize=3.5, linewidth=1.5, label=line)
+    mean, colour = values.mean(axis=0), PALETTE[number]
+    axes.plot(
+        *(x, mean, MARKERS[number] + "-"), color=colour, markersize=3.5, linewidth=1.5, label=name
+    )
     if len(values) > 1:
         deviation = values.std(axis=0, ddof=1)
         axes.fill_between(
@@ -89,9 +93,9 @@ def legend(figure: Any, axes: Any) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=9, frameon=False)
 
 
-def new_figure(panels: tuple[int, int] = (1, 2)) -> Any:
+def new_figure(panels: tuple[int, int]) -> Any:
     """An empty figure for rows and columns of panels."""
     from matplotlib.figure import Figure
 
     rows, columns = panels
-    return Figure(figsize=(4.6 * columns, 3.0 * rows + 0.5), dpi=100, layout="constrained")
+    return Figure(figsize=(4.6 * columns, 2.9 * rows + 0.4), dpi=100, layout="constrained")

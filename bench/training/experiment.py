@@ -48,12 +48,16 @@ class Experiment(ABC):
     epochs: ClassVar[Lengths]
     settings: ClassVar[Settings]
     """Everything else that the numbers depend on; JSON takes it."""
+    columns: ClassVar[tuple[str, ...]]
+    """Names of the numbers that the report's table shows."""
     cost: ClassVar[float]
     """Seconds of one core for all variants and one seed of a full run, as measured."""
     torch: ClassVar[bool] = False
     """Does it need PyTorch?"""
     each_epoch: ClassVar[bool] = False
     """Does the report have a line for each epoch?"""
+    panels: ClassVar[tuple[int, int]] = (1, 2)
+    """Rows and columns of the figure."""
 
     @abstractmethod
     def variants(self, quick: bool) -> list[Variant]:
@@ -70,8 +74,3 @@ class Experiment(ABC):
     @abstractmethod
     def findings(self, results: Results) -> list[Finding]:
         """What the numbers say."""
-
-    @property
-    @abstractmethod
-    def column(self) -> tuple[str, ...]:
-        """Names of the numbers that the report's table shows."""

@@ -86,8 +86,7 @@ def convnet(
 class StepNorm(nn.Module):
     """Batch norm of sequences, with running statistics of each step (Cooijmans et al. 2017).
 
-    Weight and bias are common to all steps. Beyond the last step that was trained, its statistics
-    serve.
+    Weight and bias are common to all steps. Steps beyond the last that has statistics use its own.
 
     Parameters
     ----------
@@ -106,8 +105,6 @@ class StepNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(steps, features))
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        if self.training and step >= self.steps:
-            raise ValueError(f"step: expected one below {self.steps} in training, got {step}")
         at = min(step, self.steps - 1)
         return normcore.torch.batch_norm(
             *(x, self.running_mean[at], self.running_var[at], self.weight, self.bias),
@@ -127,7 +124,12 @@ class LayerNorm(nn.Module):
         return y
 
 
-RECURRENT: dict[str, Callable[[int, int], nn.Module]] = {"batch": StepNorm, "layer": LayerNorm}
+RECURRENT: dict[str, Callable[[int, int], nn.Module]] = {
+    "layer": LayerNorm,
+    "batch": StepNorm,
+    "shared": lambda features, steps: StepNorm(features, 1),
+}
+"""Name -> a norm of so many features in sequences of so many steps."""
 
 
 class Recurrent(nn.Module):
@@ -178,9 +180,9 @@ class TorchModel:
             logits = self.net(_channel(images))
             expected = torch.from_numpy(labels)
             loss = nn.functional.cross_entropy(logits, expected)
-            right = (logits.argmax(1) == expected).float().mean()
+            right = int((logits.argmax(1) == expected).sum())
         self.net.train()
-        return Score(float(loss), float(right))
+        return Score(float(loss), right / len(labels))
 
 
 def _channel(images: Array) -> Tensor:

@@ -80,7 +80,7 @@ def write(folder: Path, content: dict[str, Any]) -> list[Path]:
 
 
 def blocks(folder: Path | None, content: dict[str, Any]) -> Iterator[Block]:
-    """The report from top to bottom; figures are drawn on the way, if there is a folder for them."""
+    """The report from top to bottom; figures are drawn on the way if there is a folder for them."""
     yield Heading("What normalization does to training", 1)
     yield from _head(content)
     everything = restored(content)
@@ -106,7 +106,7 @@ def blocks(folder: Path | None, content: dict[str, Any]) -> Iterator[Block]:
 
 def draw(folder: Path, experiment: Experiment, results: Results) -> Path:
     """The figure of an experiment; its path."""
-    figure = new_figure()
+    figure = new_figure(experiment.panels)
     experiment.draw(results, figure)
     path = folder / f"{experiment.name}.png"
     figure.savefig(path)
@@ -178,10 +178,10 @@ def _numbers(experiment: Experiment, results: Results) -> Iterator[list[str]]:
     varies = any(variant.at is not None for variant in results.numbers)
     timed = all(SECONDS in numbers for of in results.numbers.values() for numbers in of)
     times = ["s per epoch"] if timed else []
-    yield ["", *(["at"] if varies else []), *experiment.column, *times]
+    yield ["", *(["at"] if varies else []), *experiment.columns, *times]
     for variant, of_seeds in results.numbers.items():
         row = [variant.line, *([f"{variant.at:g}"] if variant.at is not None else [])]
-        for key in experiment.column:
+        for key in experiment.columns:
             values = results.final(key, variant.line, variant.at)
             row.append(f"{np.mean(values):.4g} ± {spread(values):.2g}")
         if timed:

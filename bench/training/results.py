@@ -14,6 +14,8 @@ Numbers = dict[str, float | list[float]]
 SECONDS = "seconds"
 """The one name whose numbers differ from run to run."""
 CONFIDENCE = 0.95
+ENOUGH = 3
+"""Seeds: two agree too often by chance, above all in accuracies, which are counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +71,19 @@ class Difference(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Does the interval leave out 0? Never so for a single seed."""
+        """Does the interval leave out 0?"""
         return abs(self.mean) > self.half
 
 
 def difference(a: Array, b: Array) -> Difference:
-    """Of a - b over the seeds, by Student's t; nothing is known of a single seed."""
+    """Of a - b over the seeds, by Student's t; of fewer than `ENOUGH` nothing is known."""
     from scipy.stats import t
 
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Difference(float("nan"), float("nan"))
     gaps = a - b
     n = len(gaps)
-    if n < 2:
+    if n < ENOUGH:
         return Difference(float(gaps.mean()), float("inf"))
     quantile = float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
     return Difference(float(gaps.mean()), quantile * float(gaps.std(ddof=1)) / n**0.5)
@@ -136,7 +138,7 @@ def compare(
     if not np.isfinite(gap.mean):
         return Finding(HIDDEN, f"{claim}: {numbers}; not all of it is finite.")
     if not np.isfinite(gap.half):
-        return Finding(HIDDEN, f"{claim}: {numbers}; one seed shows no difference from chance.")
+        return Finding(HIDDEN, f"{claim}: {numbers}; too few seeds to judge.")
     interval = f"{unit.number(gap.mean - gap.half)} to {unit.number(gap.mean + gap.half)}"
     verdict = HIDDEN if not gap.clear else SHOWN if gap.mean > 0 else CONTRARY
     return Finding(

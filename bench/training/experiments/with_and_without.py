@@ -39,7 +39,8 @@ class WithAndWithout(Experiment):
     settings: ClassVar[Settings] = {"widths": WIDTHS, "rate": 0.01, "momentum": 0.9, "batch": 64}
     cost = 0.6
     each_epoch = True
-    column = ("train loss", "train accuracy", "test loss", "test accuracy")
+    panels = (2, 2)
+    columns = ("train loss", "train accuracy", "test loss", "test accuracy")
 
     def variants(self, quick: bool) -> list[Variant]:
         return [Variant(WITHOUT), Variant(WITH)]
@@ -51,8 +52,8 @@ class WithAndWithout(Experiment):
         return train(model, trial.data, course, trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:
-        panels = figure.subplots(2, 2)
-        for axes, key in zip(panels.flat, self.column, strict=True):
+        panels = figure.subplots(*self.panels)
+        for axes, key in zip(panels.flat, self.columns, strict=True):
             draw.curves(axes, results, key)
             if "loss" in key:
                 axes.set_yscale("log")

@@ -1,0 +1,85 @@
+"""A convolutional net with and without batch norm, and with and without 2-d dropout."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from bench.training import draw
+from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.results import PLAIN, Array, Finding, Numbers, Results, Variant, compare
+from bench.training.train import Course, train
+
+NETS: dict[str, tuple[str | None, bool]] = {
+    "none": (None, False),
+    "batch norm": ("batch", False),
+    "dropout": (None, True),
+    "both": ("batch", True),
+}
+"""Line -> its norm, and whether it has dropout."""
+
+
+class ConvNet(Experiment):
+    """conv -> norm -> ReLU -> pool twice, linear -> norm -> ReLU -> linear."""
+
+    name = "convnet"
+    title = "Convolutional net"
+    question = (
+        "Two convolutions and two linear layers, batch norm behind all but the last, and the same "
+        "net regularized by 2-d dropout. PyTorch computes all but the norms. Batch norm is said to "
+        "train faster and to end better, as in the perceptron."
+    )
+    epochs = Lengths(8, 2)
+    settings: ClassVar[Settings] = {
+        "channels": (64, 128),
+        "kernel": 5,
+        "hidden": 128,
+        "dropout": 0.2,
+        "rate": 0.01,
+        "decay": 0.9,
+        "momentum": 0.9,
+        "batch": 64,
+    }
+    columns = ("train loss", "test loss", "test accuracy")
+    cost = 20.0
+    torch = True
+    panels = (1, 3)
+
+    def variants(self, quick: bool) -> list[Variant]:
+        return [Variant(line) for line in NETS]
+
+    def run(self, trial: Trial) -> Numbers:
+        from bench.training.networks import convnet, seeded
+
+        norm, dropped = NETS[trial.variant.line]
+        settings = self.settings
+        net = {name: settings[name] for name in ("channels", "kernel", "hidden")}
+        net["dropout"] = settings["dropout"] if dropped else 0.0
+        model = seeded(lambda: convnet(norm, trial.data.side, **net), trial.seed)
+        course = Course(trial.epochs, settings["rate"], settings["decay"])
+        return train(model, trial.data, course, trial.seed).numbers()
+
+    def draw(self, results: Results, figure: Any) -> None:
+        panels = figure.subplots(*self.panels)
+        for axes, key in zip(panels, self.columns, strict=True):
+            draw.curves(axes, results, key)
+            if "loss" in key:
+                axes.set_yscale("log")
+        draw.legend(figure, panels[0])
+
+    def findings(self, results: Results) -> list[Finding]:
+        def first(line: str) -> tuple[str, Array]:
+            return line, results.get("train loss", line)[:, 0]
+
+        def accuracy(line: str) -> tuple[str, Array]:
+            return line, results.final("test accuracy", line)
+
+        return [
+            compare(
+                "Lower training loss after the first epoch",
+                *map(first, ("none", "batch norm")),
+                PLAIN,
+            ),
+            compare("Higher test accuracy in the end", *map(accuracy, ("batch norm", "none"))),
+            compare("The same with 2-d dropout in both", *map(accuracy, ("both", "dropout"))),
+            compare("2-d dropout adds to batch norm", *map(accuracy, ("both", "batch norm"))),
+        ]

@@ -1,0 +1,118 @@
+"""A recurrent net that reads a digit row by row, with layer norm, with batch norm per step."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bench.training import draw
+from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.results import (
+    PERCENT,
+    Array,
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+    measured,
+)
+from bench.training.train import Course, train
+
+NETS = {
+    "none": None,
+    "layer norm": "layer",
+    "batch norm per step": "batch",
+    "batch norm, all steps": "shared",
+}
+"""Line -> norm of `bench.training.networks`."""
+LAYER, STEPS, SHARED = list(NETS)[1:]
+
+
+class Recurrent(Experiment):
+    """none, layer norm, batch norm with running statistics of each step, and of all steps."""
+
+    name = "recurrent"
+    title = "Recurrent net"
+    question = (
+        "h = tanh(norm(W x + U h)) over the rows of an image. Layer norm is said to suit "
+        "sequences; batch norm to need statistics of each time step, because those of the first steps differ "
+        "from later ones. Sequences that are longer than those of training (blank rows are added "
+        "below) use the statistics of the last step."
+    )
+    epochs = Lengths(25, 4)
+    settings: ClassVar[Settings] = {
+        "hidden": 64,
+        "rate": 0.05,
+        "decay": 0.97,
+        "momentum": 0.9,
+        "batch": 64,
+        "largest gradient norm": 1.0,
+        "blank rows": (0, 1, 2, 4),
+    }
+    columns = ("train loss", "test loss", "test accuracy")
+    cost = 14.0
+    torch = True
+
+    def variants(self, quick: bool) -> list[Variant]:
+        return [Variant(line) for line in NETS]
+
+    def run(self, trial: Trial) -> Numbers:
+        from bench.training import networks
+
+        norm, settings, data = NETS[trial.variant.line], self.settings, trial.data
+        model = networks.seeded(
+            lambda: networks.Recurrent(norm, data.side, settings["hidden"]),
+            trial.seed,
+            clip=settings["largest gradient norm"],
+        )
+        course = Course(trial.epochs, settings["rate"], settings["decay"])
+        numbers: Numbers = {**train(model, data, course, trial.seed).numbers()}
+        numbers["longer"] = [
+            model.evaluate(_longer(data.test.images, rows), data.test.labels).accuracy
+            for rows in settings["blank rows"]
+        ]
+        return numbers
+
+    def draw(self, results: Results, figure: Any) -> None:
+        accuracy, longer = figure.subplots(*self.panels)
+        draw.curves(accuracy, results, "test accuracy")
+        accuracy.set_ylim(bottom=0.5)
+        draw.curves(longer, results, "longer", x=self.settings["blank rows"])
+        draw.finish(longer, "accuracy", "test accuracy of longer sequences")
+        longer.set_xlabel("blank rows below the image")
+        draw.legend(figure, accuracy)
+
+    def findings(self, results: Results) -> list[Finding]:
+        def accuracy(line: str) -> tuple[str, Array]:
+            return line, results.final("test accuracy", line)
+
+        def early(line: str) -> tuple[str, Array]:
+            return line, results.get("test accuracy", line).mean(axis=1)
+
+        losses = [
+            f"{line} {PERCENT.text(results.get('longer', line)[:, -1])}" for line in results.lines
+        ]
+        return [
+            compare(
+                "Layer norm learns faster than none (mean over epochs)", early(LAYER), early("none")
+            ),
+            compare("Layer norm ends better than none", accuracy(LAYER), accuracy("none")),
+            compare("Batch norm per step ends better than none", accuracy(STEPS), accuracy("none")),
+            compare(
+                "Layer norm ends better than batch norm per step", accuracy(LAYER), accuracy(STEPS)
+            ),
+            compare(
+                "Statistics of each step are better than those of all steps",
+                *(accuracy(STEPS), accuracy(SHARED)),
+            ),
+            measured(
+                f"With {self.settings['blank rows'][-1]} blank rows more than in training: "
+                f"{', '.join(losses)}."
+            ),
+        ]
+
+
+def _longer(images: Array, rows: int) -> Array:
+    return np.pad(images, ((0, 0), (0, rows), (0, 0)))

@@ -1,0 +1,120 @@
+"""Batch renormalization on mini-batches that hold few classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+import normcore as nc
+from bench.training import draw
+from bench.training.data import CLASSES, sorted_by_class
+from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import Norm
+from bench.training.perceptron import Shape, perceptron
+from bench.training.results import Array, Finding, Numbers, Results, Variant, compare
+from bench.training.train import Course, train
+
+BATCH, SCHEDULED, CONSTANT = "batch norm", "renorm, schedule", "renorm, constants"
+R_MAX, D_MAX = 3.0, 5.0
+MOMENTUM = 0.01
+"""Of the running statistics, in the paper and here, for all."""
+SHRUNK = 50
+"""The paper's schedule begins at step 5000; runs here have a fiftieth of its steps."""
+
+
+def _shrunk(schedule: nc.LinearSchedule) -> nc.LinearSchedule:
+    begin, end = schedule.begin // SHRUNK, schedule.end // SHRUNK
+    return nc.LinearSchedule(schedule.first, schedule.last, begin, end)
+
+
+def _batch(n: int, dtype: Any) -> Norm:
+    return Norm(nc.BatchNorm1d(n, momentum=MOMENTUM, dtype=dtype))
+
+
+def _renorm(r_max: Any, d_max: Any, n: int, dtype: Any) -> Norm:
+    return Norm(nc.BatchRenorm1d(n, momentum=MOMENTUM, r_max=r_max, d_max=d_max, dtype=dtype))
+
+
+NORMS = {
+    "none": None,
+    BATCH: _batch,
+    SCHEDULED: partial(_renorm, _shrunk(nc.PAPER_R_MAX), _shrunk(nc.PAPER_D_MAX)),
+    CONSTANT: partial(_renorm, R_MAX, D_MAX),
+}
+
+
+class RenormSchedule(Experiment):
+    """The paper's schedule, constants, and plain batch norm."""
+
+    name = "renorm-schedule"
+    title = "Batch renormalization of sorted mini-batches"
+    question = (
+        "Mini-batches of 40 that hold 1, 2, 5 or all 10 classes. Batch norm is said to fail where "
+        "batches are not like the data, because a net learns from its neighbours; batch "
+        "renormalization to repair it, with a schedule that begins as batch norm. The schedule is "
+        f"the paper's, {SHRUNK} times as fast."
+    )
+    epochs = Lengths(40, 8)
+    settings: ClassVar[Settings] = {
+        "rate": 0.01,
+        "momentum": 0.9,
+        "batch": 40,
+        "classes": (1, 2, 5, CLASSES),
+        "momentum of running statistics": MOMENTUM,
+        "r_max, d_max": (R_MAX, D_MAX),
+        "schedule shrunk": SHRUNK,
+    }
+    columns = ("test accuracy", "test loss")
+    cost = 20.0
+
+    def variants(self, quick: bool) -> list[Variant]:
+        counts = (2, CLASSES) if quick else self.settings["classes"]
+        return [Variant(line, float(count)) for line in NORMS for count in counts]
+
+    def run(self, trial: Trial) -> Numbers:
+        settings, data = self.settings, trial.data
+        classes = int(trial.variant.at or 0)
+        model = perceptron(Shape(NORMS[trial.variant.line]), data.side, trial.seed)
+
+        def batches(draw: np.random.Generator) -> Any:
+            return sorted_by_class(data.train.labels, settings["batch"], classes, draw)
+
+        course = Course(trial.epochs, settings["rate"], batches=batches)
+        return train(model, data, course, trial.seed).numbers()
+
+    def draw(self, results: Results, figure: Any) -> None:
+        accuracy, epochs = figure.subplots(*self.panels)
+        draw.against(accuracy, results, "test accuracy", "classes in a mini-batch", base=None)
+        places = results.places(BATCH)
+        draw.ticks(accuracy, places)
+        few = _few(results)
+        draw.curves(epochs, results, "test accuracy", at=few)
+        draw.finish(epochs, "accuracy", f"test accuracy, {few:g} classes in a mini-batch")
+        draw.legend(figure, accuracy)
+
+    def findings(self, results: Results) -> list[Finding]:
+        def accuracy(line: str, at: float) -> tuple[str, Array]:
+            return line, results.final("test accuracy", line, at)
+
+        found = []
+        every = max(results.places(BATCH))
+        for at in results.places(BATCH):
+            where = f"{at:g} of {CLASSES} classes in a batch"
+            if at != every:
+                whole = (f"with {every:g}", results.final("test accuracy", BATCH, every))
+                few = (f"with {at:g}", results.final("test accuracy", BATCH, at))
+                found.append(compare(f"Batch norm loses accuracy, {where}", whole, few))
+            pairs = (
+                ("Renorm with the schedule is better than batch norm", SCHEDULED, BATCH),
+                ("The schedule is better than constants", SCHEDULED, CONSTANT),
+            )
+            for claim, a, b in pairs:
+                found.append(compare(f"{claim}, {where}", accuracy(a, at), accuracy(b, at)))
+        return found
+
+
+def _few(results: Results) -> float:
+    """The place whose curves are drawn: 2 classes."""
+    return min(results.places(BATCH), key=lambda at: abs(at - 2))
