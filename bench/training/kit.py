@@ -95,7 +95,7 @@ class Dropout:
         if not training:
             self._kept = np.ones((), x.dtype)
             return x
-        kept = self._draw.random(x.shape, np.float32) >= self._rate
+        kept: Array = np.greater_equal(self._draw.random(x.shape, np.float32), self._rate)
         self._kept = kept.astype(x.dtype) / x.dtype.type(1 - self._rate)
         return x * self._kept
 

@@ -60,7 +60,7 @@ def convnet(
     """conv -> norm -> ReLU -> pool for each of `channels`, then linear -> norm -> ReLU -> linear.
 
     Without `hidden` only the last linear layer is left. `dropout` is the rate of 2-d dropout behind
-    each pool, of whole channels.
+    each pool, of whole channels. Weights are He's and biases 0, as in the perceptrons.
     """
     layers: list[nn.Module] = []
     inputs = 1
@@ -80,7 +80,12 @@ def convnet(
             layers.append(library.BatchNorm1d(hidden))
         layers.append(nn.ReLU())
         features = hidden
-    return nn.Sequential(*layers, nn.Linear(features, 10))
+    net = nn.Sequential(*layers, nn.Linear(features, 10))
+    for layer in net:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return net
 
 
 class StepNorm(nn.Module):

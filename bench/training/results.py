@@ -146,6 +146,20 @@ def compare(
     )
 
 
+def compare_lines(
+    results: Results,
+    claim: str,
+    key: str,
+    above: str,
+    below: str,
+    at: float | None = None,
+    unit: Unit = PERCENT,
+) -> Finding:
+    """Judge the claim that a final number of one line is greater than that of another."""
+    high, low = ((line, results.final(key, line, at)) for line in (above, below))
+    return compare(claim, high, low, unit)
+
+
 def measured(text: str) -> Finding:
     return Finding(MEASURED, text)
 

@@ -25,8 +25,9 @@ from bench.training.train import Course, train
 WITHOUT, WITH = "none", "batch norm"
 GOOD = 0.9
 """Test accuracy from which on a setting counts as one that trains."""
-LOST = float(np.log(10))
-"""The loss of guessing: training that ends above it, or in no number, has diverged."""
+GUESSING = float(np.log(10))
+LOST = 0.98 * GUESSING
+"""Training that ends with a larger loss than this, or with no number, has learnt nothing."""
 
 
 class Sweep(Experiment):
@@ -64,19 +65,21 @@ class Sweep(Experiment):
         accuracy, loss = figure.subplots(*self.panels)
         draw.against(accuracy, results, "test accuracy", self.what)
         draw.against(loss, results, "train loss", self.what)
-        loss.axhline(LOST, color="black", linewidth=0.8, linestyle="--")
-        loss.annotate("guessing", (self.places[0], LOST), fontsize=7.5, va="bottom")
+        loss.axhline(GUESSING, color="black", linewidth=0.8, linestyle="--")
+        loss.annotate("guessing", (self.places[0], GUESSING), fontsize=7.5, va="bottom")
         loss.set_yscale("log")
-        loss.set_ylim(top=100)
+        loss.set_ylim(top=min(100.0, loss.get_ylim()[1]))
         draw.legend(figure, accuracy)
 
     def findings(self, results: Results) -> list[Finding]:
         def trained(line: str) -> Array:
-            return (results.against("test accuracy", line) >= GOOD).sum(axis=1)
+            good: Array = results.against("test accuracy", line) >= GOOD
+            return np.count_nonzero(good, axis=1)
 
         def best(line: str) -> Array:
             every = results.against("test accuracy", line)
-            return every[:, every.mean(axis=0).argmax()]
+            found: Array = every[:, every.mean(axis=0).argmax()]
+            return found
 
         count = len(results.places(WITH))
         return [
@@ -102,10 +105,5 @@ class Sweep(Experiment):
         # The rule reads: not below, so that what is no number counts too.
         lost = places[(~(losses < LOST)).mean(axis=0) > 0.5]
         width = f"from {good[0]:g} to {good[-1]:g}" if len(good) else "nowhere"
-        above = lost[lost > good[-1]] if len(good) else lost
-        end = (
-            f"diverges from {above[0]:g} on"
-            if len(above)
-            else f"diverges nowhere up to {places[-1]:g}"
-        )
-        return f"{line}: trains {width}, {end}."
+        where = ", ".join(f"{place:g}" for place in lost) or "none"
+        return f"{line}: trains {width}; ends no better than guessing, or diverged, at {where}."

@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.training.data import Data, shuffled
 from bench.training.kit import decayed
+from bench.training.results import SECONDS, Numbers
 
 Array = np.ndarray[Any, Any]
 Batches = Callable[[np.random.Generator], Iterable[Array]]
@@ -57,13 +58,13 @@ class History:
     test_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    def numbers(self) -> dict[str, list[float]]:
+    def numbers(self) -> Numbers:
         return {
             "train loss": self.train_loss,
             "train accuracy": self.train_accuracy,
             "test loss": self.test_loss,
             "test accuracy": self.test_accuracy,
-            "seconds": self.seconds,
+            SECONDS: self.seconds,
         }
 
 

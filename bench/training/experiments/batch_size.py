@@ -12,6 +12,7 @@ from bench.training.results import (
     Results,
     Variant,
     compare,
+    compare_lines,
     measured,
     worst_and_best,
 )
@@ -67,7 +68,11 @@ class BatchSize(Experiment):
         model = seeded(lambda: convnet(norm, trial.data.side, **net), trial.seed)
         rate = settings["rate"] * batch / settings["rate is of batch"]
         history = train(model, trial.data, Course(trial.epochs, rate, batch=batch), trial.seed)
-        return {key: of_epochs[-1] for key, of_epochs in history.numbers().items()}
+        return {
+            "train loss": history.train_loss[-1],
+            "test loss": history.test_loss[-1],
+            "test accuracy": history.test_accuracy[-1],
+        }
 
     def draw(self, results: Results, figure: Any) -> None:
         accuracy, loss = figure.subplots(*self.panels)
@@ -94,10 +99,10 @@ class BatchSize(Experiment):
         least = places[0]
         for line in OTHERS:
             found.append(
-                compare(
+                compare_lines(
+                    results,
                     f"At a batch of {least:g}, {line} is better than batch norm",
-                    (line, results.final(key, line, least)),
-                    (norm, results.final(key, norm, least)),
+                    *(key, line, norm, least),
                 )
             )
         for at in places:

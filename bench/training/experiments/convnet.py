@@ -6,7 +6,15 @@ from typing import Any, ClassVar
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
-from bench.training.results import PLAIN, Array, Finding, Numbers, Results, Variant, compare
+from bench.training.results import (
+    PLAIN,
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+    compare_lines,
+)
 from bench.training.train import Course, train
 
 NETS: dict[str, tuple[str | None, bool]] = {
@@ -67,19 +75,21 @@ class ConvNet(Experiment):
         draw.legend(figure, panels[0])
 
     def findings(self, results: Results) -> list[Finding]:
-        def first(line: str) -> tuple[str, Array]:
-            return line, results.get("train loss", line)[:, 0]
-
-        def accuracy(line: str) -> tuple[str, Array]:
-            return line, results.final("test accuracy", line)
-
+        first = {line: results.get("train loss", line)[:, 0] for line in NETS}
+        claims = (
+            ("Higher test accuracy in the end", "batch norm", "none"),
+            ("The same with 2-d dropout in both", "both", "dropout"),
+            ("2-d dropout adds to batch norm", "both", "batch norm"),
+        )
         return [
             compare(
                 "Lower training loss after the first epoch",
-                *map(first, ("none", "batch norm")),
+                ("none", first["none"]),
+                ("batch norm", first["batch norm"]),
                 PLAIN,
             ),
-            compare("Higher test accuracy in the end", *map(accuracy, ("batch norm", "none"))),
-            compare("The same with 2-d dropout in both", *map(accuracy, ("both", "dropout"))),
-            compare("2-d dropout adds to batch norm", *map(accuracy, ("both", "batch norm"))),
+            *(
+                compare_lines(results, claim, "test accuracy", above, below)
+                for claim, above, below in claims
+            ),
         ]

@@ -7,7 +7,16 @@ from typing import Any, ClassVar
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
 from bench.training.perceptron import WIDTHS, Shape, perceptron
-from bench.training.results import PLAIN, Array, Finding, Numbers, Results, Variant, compare
+from bench.training.results import (
+    PLAIN,
+    Array,
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+    compare_lines,
+)
 from bench.training.train import Course, train
 
 RATE = 0.3
@@ -63,19 +72,18 @@ class WithDropout(Experiment):
             """Test loss beyond training loss."""
             return line, results.final("test loss", line) - results.final("train loss", line)
 
-        def accuracy(line: str) -> tuple[str, Array]:
-            return line, results.final("test accuracy", line)
-
+        claims = (
+            ("Batch norm alone is better than dropout alone", "batch norm", "dropout"),
+            ("Dropout adds to batch norm", "both", "batch norm"),
+        )
+        narrower = "narrows the gap from training to test loss"
         return [
-            compare(
-                "Batch norm alone is better than dropout alone",
-                *map(accuracy, ("batch norm", "dropout")),
+            *(
+                compare_lines(results, claim, "test accuracy", above, below)
+                for claim, above, below in claims
             ),
-            compare("Dropout adds to batch norm", *map(accuracy, ("both", "batch norm"))),
-            compare(
-                "Batch norm narrows the gap from training to test loss",
-                *map(gap, ("none", "batch norm")),
-                PLAIN,
+            *(
+                compare(f"{line.capitalize()} {narrower}", gap("none"), gap(line), PLAIN)
+                for line in ("batch norm", "dropout")
             ),
-            compare("Dropout narrows it", *map(gap, ("none", "dropout")), PLAIN),
         ]

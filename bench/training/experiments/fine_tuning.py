@@ -10,7 +10,7 @@ from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
 from bench.training.kit import Linear, Norm
 from bench.training.perceptron import WIDTHS, Perceptron, Shape, perceptron
-from bench.training.results import Finding, Numbers, Results, Variant, compare
+from bench.training.results import Finding, Numbers, Results, Variant, compare_lines
 from bench.training.train import Course, train
 
 FREEZE: dict[str, dict[str, bool] | None] = {
@@ -79,21 +79,25 @@ class FineTuning(Experiment):
         draw.legend(figure, panels[0])
 
     def findings(self, results: Results) -> list[Finding]:
-        def accuracy(line: str, at: float) -> Any:
-            return line, results.final("test accuracy", line, at)
-
         places = results.places(MOVING)
-        found = [
-            compare(
-                f"Frozen statistics are better at a batch of {at:g}",
-                *(accuracy(STATISTICS, at), accuracy(MOVING, at)),
-            )
-            for at in places
+        claims = [
+            *(("Frozen statistics are better", STATISTICS, MOVING, at) for at in places),
+            *(
+                (
+                    "Weight and bias that learn are better than frozen ones",
+                    STATISTICS,
+                    EVERYTHING,
+                    at,
+                )
+                for at in (places[0], places[-1])
+            ),
         ]
-        for at in (places[0], places[-1]):
-            claim = f"Weight and bias that learn are better than frozen ones at a batch of {at:g}"
-            found.append(compare(claim, accuracy(STATISTICS, at), accuracy(EVERYTHING, at)))
-        return found
+        return [
+            compare_lines(
+                results, f"{claim} at a batch of {at:g}", "test accuracy", above, below, at
+            )
+            for claim, above, below, at in claims
+        ]
 
 
 def _with_new_head(model: Perceptron, seed: int) -> Perceptron:

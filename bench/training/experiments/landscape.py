@@ -10,7 +10,16 @@ import numpy as np
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
 from bench.training.perceptron import Perceptron, Shape, perceptron
-from bench.training.results import PLAIN, Array, Finding, Numbers, Results, Variant, compare
+from bench.training.results import (
+    PLAIN,
+    Array,
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+    compare_lines,
+)
 from bench.training.sweep import WITH, WITHOUT
 from bench.training.train import Course, train
 
@@ -34,7 +43,7 @@ class Landscape(Experiment):
         "every": 8,
         "steps away": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
     }
-    columns = ("range", "distance", "step")
+    columns = ("mean range", "mean distance")
     cost = 6.0
     panels = (2, 2)
 
@@ -59,8 +68,12 @@ class Landscape(Experiment):
 
         course = Course(trial.epochs, trial.variant.at or 0.0)
         train(model, trial.data, course, trial.seed, watch)
-        pairs = zip(seen["highest"], seen["lowest"], strict=True)
-        return {**seen, "range": [high - low for high, low in pairs]}
+        seen["range"] = list(np.subtract(seen["highest"], seen["lowest"]))
+        return {
+            **seen,
+            "mean range": float(np.mean(seen["range"])),
+            "mean distance": float(np.mean(seen["distance"])),
+        }
 
     def draw(self, results: Results, figure: Any) -> None:
         panels = figure.subplots(*self.panels)
@@ -74,35 +87,33 @@ class Landscape(Experiment):
                 losses.fill_between(steps, low, high, color=colour, alpha=0.35, label=line)
                 distance = results.get("distance", line, rate)
                 draw.band(distances, steps, distance, line, results.lines.index(line))
+            losses.set_yscale("log")
             for axes, title in (
                 (losses, f"range of losses along the gradient, rate {rate:g}"),
                 (distances, f"largest relative distance of gradients, rate {rate:g}"),
             ):
                 axes.set_xlabel("step")
-                axes.set_yscale("log")
                 draw.finish(axes, "", title)
         draw.legend(figure, panels[0, 1])
 
     def findings(self, results: Results) -> list[Finding]:
-        def mean(key: str, line: str, rate: float) -> tuple[str, Array]:
-            return line, results.get(key, line, rate).mean(axis=1)
-
-        def loss(line: str, rate: float) -> tuple[str, Array]:
-            of_seeds = results.get("range", line, rate) / results.get("highest", line, rate)
-            return line, of_seeds.mean(axis=1)
+        def relative(line: str, rate: float) -> tuple[str, Array]:
+            of_steps = results.get("range", line, rate) / results.get("highest", line, rate)
+            return line, of_steps.mean(axis=1)
 
         found = []
         for rate in results.places(WITH):
             where = f"at a rate of {rate:g} (means over steps)"
             for key, what in (
-                ("range", "The range of losses is narrower with batch norm"),
-                ("distance", "The gradient is more predictive with it"),
+                ("mean range", "The range of losses is narrower with batch norm"),
+                ("mean distance", "The gradient is more predictive with it"),
             ):
-                pair = (mean(key, line, rate) for line in (WITHOUT, WITH))
-                found.append(compare(f"{what}, {where}", *pair, unit=PLAIN))
-            relative = (loss(line, rate) for line in (WITHOUT, WITH))
+                found.append(
+                    compare_lines(results, f"{what}, {where}", key, WITHOUT, WITH, rate, PLAIN)
+                )
             claim = f"The range relative to the loss itself is narrower, {where}"
-            found.append(compare(claim, *relative, unit=PLAIN))
+            pair = relative(WITHOUT, rate), relative(WITH, rate)
+            found.append(compare(claim, *pair, unit=PLAIN))
         return found
 
 

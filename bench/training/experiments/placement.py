@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
 from bench.training.perceptron import WIDTHS, Shape, perceptron
-from bench.training.results import Finding, Numbers, Results, Variant, compare
+from bench.training.results import Finding, Numbers, Results, Variant, compare_lines
 from bench.training.train import Course, train
 
 SHAPES = {
@@ -56,13 +56,12 @@ class Placement(Experiment):
         draw.legend(figure, panels[0])
 
     def findings(self, results: Results) -> list[Finding]:
-        def pair(key: str, rate: float) -> Any:
-            return ((line, results.final(key, line, rate)) for line in (BEHIND, BEFORE))
-
         return [
-            compare(
-                f"Behind the activation is better at a rate of {rate:g}",
-                *pair("test accuracy", rate),
+            compare_lines(
+                results,
+                f"Behind the ReLU is better at a rate of {rate:g}",
+                "test accuracy",
+                *(BEHIND, BEFORE, rate),
             )
             for rate in results.places(BEFORE)
         ]

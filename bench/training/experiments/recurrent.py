@@ -16,18 +16,19 @@ from bench.training.results import (
     Results,
     Variant,
     compare,
+    compare_lines,
     measured,
 )
 from bench.training.train import Course, train
 
 NETS = {
     "none": None,
-    "layer norm": "layer",
     "batch norm per step": "batch",
     "batch norm, all steps": "shared",
+    "layer norm": "layer",
 }
 """Line -> norm of `bench.training.networks`."""
-LAYER, STEPS, SHARED = list(NETS)[1:]
+STEPS, SHARED, LAYER = list(NETS)[1:]
 
 
 class Recurrent(Experiment):
@@ -37,9 +38,9 @@ class Recurrent(Experiment):
     title = "Recurrent net"
     question = (
         "h = tanh(norm(W x + U h)) over the rows of an image. Layer norm is said to suit "
-        "sequences; batch norm to need statistics of each time step, because those of the first steps differ "
-        "from later ones. Sequences that are longer than those of training (blank rows are added "
-        "below) use the statistics of the last step."
+        "sequences; batch norm to need statistics of each time step, because those of the first "
+        "steps differ from later ones. Sequences that are longer than those of training (blank "
+        "rows are added below) use the statistics of the last step."
     )
     epochs = Lengths(25, 4)
     settings: ClassVar[Settings] = {
@@ -68,7 +69,7 @@ class Recurrent(Experiment):
             clip=settings["largest gradient norm"],
         )
         course = Course(trial.epochs, settings["rate"], settings["decay"])
-        numbers: Numbers = {**train(model, data, course, trial.seed).numbers()}
+        numbers = train(model, data, course, trial.seed).numbers()
         numbers["longer"] = [
             model.evaluate(_longer(data.test.images, rows), data.test.labels).accuracy
             for rows in settings["blank rows"]
@@ -85,32 +86,26 @@ class Recurrent(Experiment):
         draw.legend(figure, accuracy)
 
     def findings(self, results: Results) -> list[Finding]:
-        def accuracy(line: str) -> tuple[str, Array]:
-            return line, results.final("test accuracy", line)
-
         def early(line: str) -> tuple[str, Array]:
             return line, results.get("test accuracy", line).mean(axis=1)
 
-        losses = [
+        claims = (
+            ("Layer norm ends better than none", LAYER, "none"),
+            ("Batch norm per step ends better than none", STEPS, "none"),
+            ("Layer norm ends better than batch norm per step", LAYER, STEPS),
+            ("Statistics of each step are better than those of all steps", STEPS, SHARED),
+        )
+        longer = [
             f"{line} {PERCENT.text(results.get('longer', line)[:, -1])}" for line in results.lines
         ]
+        rows = self.settings["blank rows"][-1]
         return [
-            compare(
-                "Layer norm learns faster than none (mean over epochs)", early(LAYER), early("none")
+            compare("Layer norm learns faster (mean over epochs)", early(LAYER), early("none")),
+            *(
+                compare_lines(results, claim, "test accuracy", above, below)
+                for claim, above, below in claims
             ),
-            compare("Layer norm ends better than none", accuracy(LAYER), accuracy("none")),
-            compare("Batch norm per step ends better than none", accuracy(STEPS), accuracy("none")),
-            compare(
-                "Layer norm ends better than batch norm per step", accuracy(LAYER), accuracy(STEPS)
-            ),
-            compare(
-                "Statistics of each step are better than those of all steps",
-                *(accuracy(STEPS), accuracy(SHARED)),
-            ),
-            measured(
-                f"With {self.settings['blank rows'][-1]} blank rows more than in training: "
-                f"{', '.join(losses)}."
-            ),
+            measured(f"With {rows} blank rows more than in training: {', '.join(longer)}."),
         ]
 
 

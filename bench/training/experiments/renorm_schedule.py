@@ -13,7 +13,14 @@ from bench.training.data import CLASSES, sorted_by_class
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
 from bench.training.kit import Norm
 from bench.training.perceptron import Shape, perceptron
-from bench.training.results import Array, Finding, Numbers, Results, Variant, compare
+from bench.training.results import (
+    Finding,
+    Numbers,
+    Results,
+    Variant,
+    compare,
+    compare_lines,
+)
 from bench.training.train import Course, train
 
 BATCH, SCHEDULED, CONSTANT = "batch norm", "renorm, schedule", "renorm, constants"
@@ -89,15 +96,14 @@ class RenormSchedule(Experiment):
         draw.against(accuracy, results, "test accuracy", "classes in a mini-batch", base=None)
         places = results.places(BATCH)
         draw.ticks(accuracy, places)
-        few = _few(results)
+        few = places[0]
         draw.curves(epochs, results, "test accuracy", at=few)
-        draw.finish(epochs, "accuracy", f"test accuracy, {few:g} classes in a mini-batch")
+        draw.finish(
+            epochs, "accuracy", f"test accuracy, {few:g} of {CLASSES} classes in a mini-batch"
+        )
         draw.legend(figure, accuracy)
 
     def findings(self, results: Results) -> list[Finding]:
-        def accuracy(line: str, at: float) -> tuple[str, Array]:
-            return line, results.final("test accuracy", line, at)
-
         found = []
         every = max(results.places(BATCH))
         for at in results.places(BATCH):
@@ -110,11 +116,8 @@ class RenormSchedule(Experiment):
                 ("Renorm with the schedule is better than batch norm", SCHEDULED, BATCH),
                 ("The schedule is better than constants", SCHEDULED, CONSTANT),
             )
-            for claim, a, b in pairs:
-                found.append(compare(f"{claim}, {where}", accuracy(a, at), accuracy(b, at)))
+            for claim, above, below in pairs:
+                found.append(
+                    compare_lines(results, f"{claim}, {where}", "test accuracy", above, below, at)
+                )
         return found
-
-
-def _few(results: Results) -> float:
-    """The place whose curves are drawn: 2 classes."""
-    return min(results.places(BATCH), key=lambda at: abs(at - 2))

@@ -84,7 +84,7 @@ class TrainEval(Experiment):
                 draw.band(axes, places, results.against(key, net), key, number)
             axes.set_xscale("log", base=2)
             axes.set_xlabel("samples in a test batch")
-            draw.ticks(axes, places)
+            draw.ticks(axes, results.places(net))
             draw.finish(axes, "accuracy", f"{net}: test accuracy")
         draw.legend(figure, axes)
 

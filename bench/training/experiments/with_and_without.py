@@ -18,6 +18,7 @@ from bench.training.results import (
     Results,
     Variant,
     compare,
+    compare_lines,
 )
 from bench.training.train import Course, train
 
@@ -60,23 +61,22 @@ class WithAndWithout(Experiment):
         draw.legend(figure, panels[0, 0])
 
     def findings(self, results: Results) -> list[Finding]:
-        def pair(key: str, epoch: int = -1) -> tuple[tuple[str, Array], tuple[str, Array]]:
-            without, with_ = (results.get(key, line)[:, epoch] for line in (WITHOUT, WITH))
-            return (WITHOUT, without), (WITH, with_)
+        def first_loss(line: str) -> tuple[str, Array]:
+            return line, results.get("train loss", line)[:, 0]
 
-        def epochs(line: str) -> Array:
+        def epochs(line: str) -> tuple[str, Array]:
             reached = results.get("test accuracy", line) >= GOOD
-            return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.inf)
+            return line, np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, np.inf)
 
-        without, with_ = pair("test accuracy")
+        lower, higher = "Lower training loss in the end", "Higher test accuracy in the end"
+        soon = f"Fewer epochs to a test accuracy of {GOOD:.0%}"
         return [
-            compare("Lower training loss after the first epoch", *pair("train loss", 0), PLAIN),
-            compare("Lower training loss in the end", *pair("train loss"), PLAIN),
-            compare("Higher test accuracy in the end", with_, without),
             compare(
-                f"Fewer epochs to a test accuracy of {GOOD:.0%}",
-                (WITHOUT, epochs(WITHOUT)),
-                (WITH, epochs(WITH)),
-                COUNT,
+                "Lower training loss after the first epoch",
+                *(first_loss(WITHOUT), first_loss(WITH)),
+                unit=PLAIN,
             ),
+            compare_lines(results, lower, "train loss", WITHOUT, WITH, unit=PLAIN),
+            compare_lines(results, higher, "test accuracy", WITH, WITHOUT),
+            compare(soon, epochs(WITHOUT), epochs(WITH), COUNT),
         ]
