@@ -183,7 +183,8 @@ def _numbers(experiment: Experiment, results: Results) -> Iterator[list[str]]:
         row = [variant.line, *([f"{variant.at:g}"] if variant.at is not None else [])]
         for key in experiment.columns:
             values = results.final(key, variant.line, variant.at)
-            row.append(f"{np.mean(values):.4g} ± {spread(values):.2g}")
+            finite = np.isfinite(values).all()
+            row.append(f"{np.mean(values):.4g} ± {spread(values):.2g}" if finite else "-")
         if timed:
             row.append(f"{np.mean([numbers[SECONDS] for numbers in of_seeds]):.3f}")
         yield row

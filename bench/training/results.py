@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -162,9 +161,3 @@ def compare_lines(
 
 def measured(text: str) -> Finding:
     return Finding(MEASURED, text)
-
-
-def worst_and_best(results: Results, key: str, lines: Sequence[str], at: float) -> tuple[str, str]:
-    """The lines of the lowest and of the highest mean at a place."""
-    ordered = sorted(lines, key=lambda line: float(results.final(key, line, at).mean()))
-    return ordered[0], ordered[-1]

@@ -1,11 +1,16 @@
-"""Norms against the size of a mini-batch, in a convolutional net."""
+"""Norms against the size of a mini-batch, in a perceptron and in a convolutional net."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
+import normcore as nc
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import Norm
+from bench.training.perceptron import WIDTHS, Shape, perceptron
 from bench.training.results import (
     Finding,
     Numbers,
@@ -14,22 +19,28 @@ from bench.training.results import (
     compare,
     compare_lines,
     measured,
-    worst_and_best,
 )
-from bench.training.train import Course, train
+from bench.training.train import Course, Model, train
 
-LINES = {
-    "none": None,
-    "batch norm": "batch",
-    "batch renorm": "renorm",
-    "layer norm": "layer",
-    "group norm": "group",
-    "instance norm": "instance",
+
+def _renorm(n: int, dtype: Any) -> Norm:
+    return Norm(nc.BatchRenorm1d(n, momentum=0.1, dtype=dtype))
+
+
+BATCH = "batch norm"
+LINES: dict[str, tuple[Any, str | None]] = {
+    "none": (None, None),
+    BATCH: ("batch", "batch"),
+    "batch renorm": (_renorm, "renorm"),
+    "layer norm": ("layer", "layer"),
+    "group norm": ("group", "group"),
+    "instance norm": (None, "instance"),
 }
-"""Line -> norm of `bench.training.networks`."""
-OTHERS = tuple(line for line in LINES if line not in ("none", "batch norm"))
-LARGE = 32
-"""The batch at which batch norm is at its best, says the literature."""
+"""Line -> norm of the perceptron, norm of the convolutional net."""
+OTHERS = tuple(LINES)[2:]
+NETS = ("perceptron", "convnet")
+OF_BATCH = (BATCH, "batch renorm")
+"""One sample of the perceptron has no variance: these refuse it."""
 
 
 class BatchSize(Experiment):
@@ -38,12 +49,15 @@ class BatchSize(Experiment):
     name = "batch-size"
     title = "Batch size"
     question = (
-        "A convolutional net (conv -> norm -> ReLU -> pool twice, and a linear layer) at "
-        "mini-batches of 1 to 128, the learning rate in proportion. Batch norm is said to fall off "
-        "at small batches, whose statistics are noise; norms of single samples not to care."
+        "The perceptron, and a convolutional net (conv -> norm -> ReLU -> pool twice, and a linear "
+        "layer), at mini-batches of 1 to 128, the learning rate in proportion. Batch norm is said "
+        "to fall off at small batches, whose statistics are noise; norms of single samples not to "
+        "care. Instance norm needs the positions of the convolutional net; in the perceptron, "
+        "batch norm refuses a single sample."
     )
     epochs = Lengths(4, 1)
     settings: ClassVar[Settings] = {
+        "widths": WIDTHS,
         "channels": (8, 16),
         "kernel": 3,
         "rate": 0.05,
@@ -51,62 +65,73 @@ class BatchSize(Experiment):
         "momentum": 0.9,
         "batches": (1, 2, 4, 8, 16, 32, 64, 128),
     }
-    columns = ("test accuracy", "test loss", "train loss")
-    cost = 100.0
+    columns = NETS
+    cost = 110.0
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:
-        sizes = (4, 32) if quick else self.settings["batches"]
+        sizes = (2, 32) if quick else self.settings["batches"]
         return [Variant(line, float(size)) for line in LINES for size in sizes]
 
     def run(self, trial: Trial) -> Numbers:
         from bench.training.networks import convnet, seeded
 
+        settings, side = self.settings, trial.data.side
         batch = int(trial.variant.at or 0)
-        norm, settings = LINES[trial.variant.line], self.settings
-        net = {"channels": settings["channels"], "kernel": settings["kernel"], "hidden": None}
-        model = seeded(lambda: convnet(norm, trial.data.side, **net), trial.seed)
         rate = settings["rate"] * batch / settings["rate is of batch"]
-        history = train(model, trial.data, Course(trial.epochs, rate, batch=batch), trial.seed)
+        course = Course(trial.epochs, rate, batch=batch)
+        of_perceptron, of_convnet = LINES[trial.variant.line]
+
+        def accuracy(model: Model) -> float:
+            return train(model, trial.data, course, trial.seed).test_accuracy[-1]
+
+        net = {"channels": settings["channels"], "kernel": settings["kernel"], "hidden": None}
+        numbers: Numbers = {
+            "convnet": accuracy(seeded(lambda: convnet(of_convnet, side, **net), trial.seed))
+        }
+        refused = batch == 1 and trial.variant.line in OF_BATCH
+        if refused or trial.variant.line == "instance norm":
+            return {**numbers, "perceptron": float("nan")}
         return {
-            "train loss": history.train_loss[-1],
-            "test loss": history.test_loss[-1],
-            "test accuracy": history.test_accuracy[-1],
+            **numbers,
+            "perceptron": accuracy(perceptron(Shape(of_perceptron), side, trial.seed)),
         }
 
     def draw(self, results: Results, figure: Any) -> None:
-        accuracy, loss = figure.subplots(*self.panels)
-        for axes, key in ((accuracy, "test accuracy"), (loss, "test loss")):
-            draw.against(axes, results, key, "samples in a mini-batch", base=2)
-            draw.ticks(axes, results.places("none"))
-        accuracy.set_ylim(bottom=max(0.0, accuracy.get_ylim()[0]))
-        loss.set_yscale("log")
-        draw.legend(figure, accuracy)
+        for axes, net in zip(figure.subplots(*self.panels), NETS, strict=True):
+            draw.against(axes, results, net, "samples in a mini-batch", base=2)
+            draw.ticks(axes, results.places(BATCH))
+            draw.finish(axes, "accuracy", f"{net}: test accuracy")
+        # Of the convolutional net: here every line has points.
+        draw.legend(figure, axes)
 
     def findings(self, results: Results) -> list[Finding]:
-        key, norm = "test accuracy", "batch norm"
-        places = results.places(norm)
-        best = max(places, key=lambda at: float(results.final(key, norm, at).mean()))
-        found = []
-        for at in [at for at in places if at < LARGE]:
-            found.append(
-                compare(
-                    f"Batch norm at a batch of {at:g} is worse than at its best, {best:g}",
-                    (f"at {best:g}", results.final(key, norm, best)),
-                    (f"at {at:g}", results.final(key, norm, at)),
-                )
+        return [finding for net in NETS for finding in self._of(net, results)]
+
+    def _of(self, net: str, results: Results) -> list[Finding]:
+        means = {
+            at: float(results.final(net, BATCH, at).mean())
+            for at in results.places(BATCH)
+            if np.isfinite(results.final(net, BATCH, at)).all()
+        }
+        best, least = max(means, key=lambda at: means[at]), min(means)
+        at_best = (f"at {best:g}", results.final(net, BATCH, best))
+        found = [
+            compare(
+                f"{net}: batch norm at a batch of {at:g} is worse than at its best, {best:g}",
+                *(at_best, (f"at {at:g}", results.final(net, BATCH, at))),
             )
-        least = places[0]
+            for at in means
+            if at < best
+        ]
         for line in OTHERS:
-            found.append(
-                compare_lines(
-                    results,
-                    f"At a batch of {least:g}, {line} is better than batch norm",
-                    *(key, line, norm, least),
-                )
-            )
-        for at in places:
-            _, first = worst_and_best(results, key, tuple(LINES), at)
-            text = f"{100 * results.final(key, first, at).mean():.1f} %"
-            found.append(measured(f"Best at a batch of {at:g}: {first}, {text}."))
+            if np.isfinite(results.final(net, line, least)).all():
+                claim = f"{net}: at a batch of {least:g}, {line} is better than batch norm"
+                found.append(compare_lines(results, claim, net, line, BATCH, least))
+        firsts = []
+        for at in results.places(BATCH):
+            there = {line: float(results.final(net, line, at).mean()) for line in LINES}
+            first = max(there, key=lambda line: np.nan_to_num(there[line]))
+            firsts.append(f"{at:g}: {first} ({there[first]:.1%})")
+        found.append(measured(f"{net}: best at each batch: {', '.join(firsts)}."))
         return found
