@@ -116,12 +116,14 @@ def main(given: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         console.print(f"[red]{error}[/]", soft_wrap=True)
         return 1
+    path = given.redraw or given.output / JSON
     if content is None:
-        content = _run(plan, console)
-        store.write(given.output / JSON, content)
+        store.write(path, _run(plan, console))
+        # From the file, so that a report that is made again is the same.
+        content = store.read(path)
     written = report.write(given.output, content)
     show(content, console)
-    console.print("written:", given.output / JSON, *written, soft_wrap=True)
+    console.print("written:", path, *written, soft_wrap=True)
     return INTERRUPTED if content["interrupted"] else 0
 
 

@@ -106,6 +106,9 @@ class Unit:
 
     def text(self, values: Array) -> str:
         """Mean and spread over the seeds."""
+        infinite = int(np.count_nonzero(~np.isfinite(values)))
+        if infinite:
+            return f"no number for {infinite} of {len(values)} seeds"
         mean, deviation = float(np.mean(values)), spread(values)
         return f"{self.number(mean)} ± {self.number(deviation)}{self.suffix}"
 
@@ -135,7 +138,7 @@ def compare(
     gap = difference(a, b)
     numbers = f"{high} {unit.text(a)}, {low} {unit.text(b)}"
     if not np.isfinite(gap.mean):
-        return Finding(HIDDEN, f"{claim}: {numbers}; not all of it is finite.")
+        return Finding(HIDDEN, f"{claim}: {numbers}; no comparison.")
     if not np.isfinite(gap.half):
         return Finding(HIDDEN, f"{claim}: {numbers}; too few seeds to judge.")
     interval = f"{unit.number(gap.mean - gap.half)} to {unit.number(gap.mean + gap.half)}"

@@ -87,16 +87,20 @@ Advance = Callable[[Job], None]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """BLAS, PyTorch and normcore on one thread."""
+def one_thread(plan: Plan) -> Iterator[None]:
+    """BLAS, normcore and, if it is needed, PyTorch on one thread."""
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(1))
         stack.enter_context(nc.num_threads(1))
-        if find_spec("torch") is not None:
+        if has_torch() and any(EXPERIMENTS[name].torch for name in plan.experiments):
             from bench.training import networks
 
             stack.enter_context(networks.one_thread())
         yield
+
+
+def has_torch() -> bool:
+    return find_spec("torch") is not None
 
 
 def jobs(plan: Plan) -> list[Job]:
@@ -121,15 +125,15 @@ def work(plan: Plan, job: Job) -> tuple[Numbers, float]:
 _held = ExitStack()
 
 
-def _enter_worker() -> None:
+def _enter_worker(plan: Plan) -> None:
     # Ctrl-C reaches every process of the terminal: only the parent is to act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _held.enter_context(one_thread())
+    _held.enter_context(one_thread(plan))
 
 
 def run(plan: Plan, advance: Advance) -> Outcome:
     """All jobs of a plan; what is finished when Ctrl-C comes is kept."""
-    absent = find_spec("torch") is None
+    absent = not has_torch()
     missing = {
         name: "PyTorch is not installed: pip install -e '.[bench,torch]'"
         for name in plan.experiments
@@ -158,12 +162,12 @@ def checks(plan: Plan) -> dict[str, Any]:
 
     data = load(plan.mnist, plan.samples)
     found: dict[str, Any] = {}
-    with one_thread():
+    with one_thread(plan):
         if "with-and-without" in plan.experiments:
             gaps = match.differences(data, plan.seed)
             found["match"] = {"steps": match.STEPS, "differences": gaps}
         if "convnet" in plan.experiments:
-            found["share"] = share.measure(data)
+            found["share"] = share.measure(data, share.ROUNDS.of(plan.quick))
     return found
 
 
@@ -171,7 +175,7 @@ Finished = Iterator[tuple[Job, tuple[Numbers, float]]]
 
 
 def _here(plan: Plan, ordered: Sequence[Job]) -> Finished:
-    with one_thread():
+    with one_thread(plan):
         for job in ordered:
             yield job, work(plan, job)
 
@@ -179,7 +183,7 @@ def _here(plan: Plan, ordered: Sequence[Job]) -> Finished:
 def _pooled(plan: Plan, ordered: Sequence[Job]) -> Finished:
     # Not forked: OpenMP does not survive it.
     pool = ProcessPoolExecutor(
-        plan.workers, mp_context=get_context("spawn"), initializer=_enter_worker
+        plan.workers, mp_context=get_context("spawn"), initializer=_enter_worker, initargs=(plan,)
     )
     try:
         sent: dict[Future[tuple[Numbers, float]], Job] = {

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 import normcore.torch
 from bench.training.data import Data
+from bench.training.experiment import Lengths
 from bench.training.networks import TorchModel, convnet, seeded
 
 ALLOWED = 0.15
 """The promise, of the time inside normcore's layers."""
-ROUNDS, BATCH = 60, 64
+ROUNDS, BATCH = Lengths(60, 15), 64
 
 
 class Clock:
@@ -59,7 +60,7 @@ def _timed(step: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def measure(data: Data, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(data: Data, rounds: int) -> dict[str, Any]:
     """Medians over rounds in which all nets take turns; seconds and shares."""
     part = data.train.take(slice(BATCH))
 

@@ -66,7 +66,7 @@ class BatchSize(Experiment):
         "batches": (1, 2, 4, 8, 16, 32, 64, 128),
     }
     columns = NETS
-    cost = 110.0
+    cost = 174.0
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:

@@ -48,7 +48,7 @@ class ConvNet(Experiment):
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 20.0
+    cost = 50.0
     torch = True
     panels = (1, 3)
 

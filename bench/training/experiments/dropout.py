@@ -47,7 +47,7 @@ class WithDropout(Experiment):
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 6.0
+    cost = 7.0
     panels = (1, 3)
 
     def variants(self, quick: bool) -> list[Variant]:

@@ -44,7 +44,7 @@ class FineTuning(Experiment):
         "batches": (2, 4, 8, 16),
     }
     columns = ("test loss", "test accuracy")
-    cost = 8.0
+    cost = 6.0
 
     def variants(self, quick: bool) -> list[Variant]:
         sizes = (2, 16) if quick else self.settings["batches"]

@@ -27,7 +27,7 @@ class Initialization(Sweep):
         "momentum": 0.9,
         "batch": 64,
     }
-    cost = 5.0
+    cost = 8.0
 
     def model(self, at: float) -> tuple[Shape, float]:
         return Shape(scale=at), self.settings["rate"]

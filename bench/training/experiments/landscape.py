@@ -44,7 +44,7 @@ class Landscape(Experiment):
         "steps away": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
     }
     columns = ("mean range", "mean distance")
-    cost = 6.0
+    cost = 2.6
     panels = (2, 2)
 
     def variants(self, quick: bool) -> list[Variant]:

@@ -26,7 +26,7 @@ class LearningRate(Sweep):
         "momentum": 0.9,
         "batch": 64,
     }
-    cost = 5.0
+    cost = 7.0
 
     def model(self, at: float) -> tuple[Shape, float]:
         return Shape(), at

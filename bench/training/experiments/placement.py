@@ -36,7 +36,7 @@ class Placement(Experiment):
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 3.0
+    cost = 3.6
     panels = (1, 3)
 
     def variants(self, quick: bool) -> list[Variant]:

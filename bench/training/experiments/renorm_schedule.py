@@ -74,7 +74,7 @@ class RenormSchedule(Experiment):
         "schedule shrunk": SHRUNK,
     }
     columns = ("test accuracy", "test loss")
-    cost = 20.0
+    cost = 27.0
 
     def variants(self, quick: bool) -> list[Variant]:
         counts = (2, CLASSES) if quick else self.settings["classes"]

@@ -47,7 +47,7 @@ class TrainEval(Experiment):
         "kernel": 3,
     }
     columns = ("eval", *ORDERS, *(f"afterwards, {order}" for order in ORDERS))
-    cost = 8.0
+    cost = 13.0
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:

@@ -38,7 +38,7 @@ class WithAndWithout(Experiment):
     )
     epochs = Lengths(10, 4)
     settings: ClassVar[Settings] = {"widths": WIDTHS, "rate": 0.01, "momentum": 0.9, "batch": 64}
-    cost = 0.6
+    cost = 0.9
     each_epoch = True
     panels = (2, 2)
     columns = ("train loss", "train accuracy", "test loss", "test accuracy")
