@@ -36,6 +36,7 @@ from rich.progress import (
 from rich.table import Table
 
 from bench.arguments import add_threads
+from bench.engines import available
 from bench.machine import describe
 from bench.report import console as plain_console
 from bench.training import report, store
@@ -43,6 +44,7 @@ from bench.training.data import load
 from bench.training.experiments import EXPERIMENTS
 from bench.training.results import CONTRARY, HIDDEN, MEASURED, SHOWN
 from bench.training.run import Job, Plan, jobs, run
+from normcore.backend import current
 
 RESULTS = Path(__file__).parents[1] / "results" / "training"
 JSON = "training.json"
@@ -129,7 +131,8 @@ def main(given: argparse.Namespace) -> int:
 
 def _run(plan: Plan, console: Console) -> dict[str, Any]:
     """Everything that was asked for, with bars; the content of the JSON."""
-    machine = describe([], plan.workers)
+    engines, _ = available([current().name], plan.workers)
+    machine = describe(engines, plan.workers)
     console.print(budget(plan))
     columns = (
         TextColumn("{task.description:<18}"),

@@ -38,6 +38,17 @@ def curves(
     finish(axes, key)
 
 
+def history(figure: Any, results: Results, shape: tuple[int, int], keys: Sequence[str]) -> Any:
+    """A panel of curves per epoch for each of the numbers, losses logarithmic; the panels."""
+    panels = figure.subplots(*shape, squeeze=False)
+    for axes, key in zip(panels.flat, keys, strict=True):
+        curves(axes, results, key)
+        if "loss" in key:
+            axes.set_yscale("log")
+    legend(figure, panels.flat[0])
+    return panels
+
+
 def against(axes: Any, results: Results, key: str, what: str, base: float | None = 10) -> None:
     """The final numbers of each line against what varies; the axis logarithmic of this base."""
     for number, line in enumerate(results.lines):
@@ -74,6 +85,8 @@ def band(axes: Any, x: Array, values: Array, name: str, number: int) -> None:
 
 def finish(axes: Any, what: str, title: str | None = None) -> None:
     """Names, grid and sizes."""
+    from matplotlib.ticker import PercentFormatter
+
     axes.set_title(title or what, fontsize=10, loc="left")
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -82,9 +95,9 @@ def finish(axes: Any, what: str, title: str | None = None) -> None:
     axes.yaxis.label.set_size(9)
     axes.spines[["top", "right"]].set_visible(False)
     if "accuracy" in what:
-        axes.yaxis.set_major_formatter("{x:.0%}")
-        if axes.get_ylim()[0] > 0.9:
-            axes.yaxis.set_major_formatter("{x:.1%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        # A band may go beyond what is possible, and the axis with it.
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
 
 
 def legend(figure: Any, axes: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from bench.training.data import Data
 from bench.training.results import Finding, Numbers, Results, Variant
+from bench.training.train import Course
 
 Settings = Mapping[str, Any]
 
@@ -62,6 +63,17 @@ class Experiment(ABC):
     @abstractmethod
     def variants(self, quick: bool) -> list[Variant]:
         """In the order in which figures and tables show them."""
+
+    def course(self, trial: Trial, **instead: Any) -> Course:
+        """How the settings say to train, but for what is given here.
+
+        If they have a "rate is of batch", the learning rate is in proportion to the batch.
+        """
+        names = [name for name in ("rate", "decay", "batch") if name in self.settings]
+        chosen = {name: self.settings[name] for name in names} | instead
+        if "rate is of batch" in self.settings:
+            chosen["rate"] = chosen["rate"] * chosen["batch"] / self.settings["rate is of batch"]
+        return Course(trial.epochs, **chosen)
 
     @abstractmethod
     def run(self, trial: Trial) -> Numbers:

@@ -15,6 +15,8 @@ import numpy as np
 from normcore.layer import Layer as NormcoreLayer
 
 Array = np.ndarray[Any, Any]
+MOMENTUM = 0.9
+"""Of SGD, in every experiment."""
 PARAMETERS = (("weight", "dweight"), ("bias", "dbias"))
 
 
@@ -186,7 +188,7 @@ def cross_entropy(logits: Array, labels: Array) -> Loss:
 class SGD:
     """velocity = momentum velocity + gradient; value -= rate velocity, as in PyTorch."""
 
-    def __init__(self, parameters: Sequence[Parameter], momentum: float = 0.9) -> None:
+    def __init__(self, parameters: Sequence[Parameter], momentum: float = MOMENTUM) -> None:
         self._parameters = list(parameters)
         self._velocities = [np.zeros_like(parameter.value) for parameter in parameters]
         self._momentum = momentum

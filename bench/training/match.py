@@ -72,7 +72,7 @@ def losses(
     """Of normcore's and of PyTorch's network, (steps,) each."""
     ours = perceptron(Shape(norm), data.side, seed, dtype=dtype)
     theirs = twin(ours.net, norm)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=RATE, momentum=0.9)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=RATE, momentum=kit.MOMENTUM)
     draw, part = np.random.default_rng([seed, 2]), data.train
     found: list[tuple[float, float]] = []
     while len(found) < steps:

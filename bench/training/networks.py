@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import normcore.torch
+from bench.training.kit import MOMENTUM
 from bench.training.train import Score
 
 Array = np.ndarray[Any, Any]
@@ -163,9 +164,9 @@ class Recurrent(nn.Module):
 class TorchModel:
     """A module and its optimizer, as `bench.training.train` sees a model."""
 
-    def __init__(self, net: nn.Module, momentum: float = 0.9, clip: float | None = None) -> None:
+    def __init__(self, net: nn.Module, clip: float | None = None) -> None:
         self.net = net
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=momentum)
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=MOMENTUM)
         self._clip = clip
 
     def step(self, images: Array, labels: Array, rate: float) -> float:
@@ -194,7 +195,7 @@ def _channel(images: Array) -> Tensor:
     return torch.from_numpy(images).unsqueeze(1)
 
 
-def seeded(make: Callable[[], nn.Module], seed: int, **options: Any) -> TorchModel:
+def seeded(make: Callable[[], nn.Module], seed: int, clip: float | None = None) -> TorchModel:
     """A model whose weights, and whose dropout from then on, are of this seed."""
     torch.manual_seed(seed)
-    return TorchModel(make(), **options)
+    return TorchModel(make(), clip)

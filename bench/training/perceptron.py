@@ -74,9 +74,9 @@ def network(
 class Perceptron:
     """A network and its optimizer, as `bench.training.train` sees a model."""
 
-    def __init__(self, net: Network, momentum: float = 0.9) -> None:
+    def __init__(self, net: Network) -> None:
         self.net = net
-        self.optimizer = SGD(net.parameters, momentum)
+        self.optimizer = SGD(net.parameters)
 
     def step(self, images: Array, labels: Array, rate: float) -> float:
         loss = self.gradients(images, labels)
@@ -101,9 +101,7 @@ def _rows(images: Array) -> Array:
     return images.reshape(len(images), -1)
 
 
-def perceptron(
-    shape: Shape, side: int, seed: int, momentum: float = 0.9, dtype: Any = np.float32
-) -> Perceptron:
+def perceptron(shape: Shape, side: int, seed: int, dtype: Any = np.float32) -> Perceptron:
     """One for images of this side and ten classes, by this seed."""
     draw = np.random.default_rng([seed, 1])
-    return Perceptron(network(shape, side * side, 10, draw, dtype), momentum)
+    return Perceptron(network(shape, side * side, 10, draw, dtype))

@@ -19,7 +19,7 @@ from bench.machine import sentence
 from bench.training.draw import new_figure
 from bench.training.experiment import Experiment
 from bench.training.experiments import EXPERIMENTS
-from bench.training.results import SECONDS, VERDICTS, Finding, Results, spread
+from bench.training.results import CONFIDENCE, MEASURED, SECONDS, VERDICTS, Finding, Results, spread
 from bench.training.store import restored
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
@@ -116,12 +116,15 @@ def draw(folder: Path, experiment: Experiment, results: Results) -> Path:
 def _head(content: dict[str, Any]) -> Iterator[Block]:
     plan = content["plan"]
     data = "scikit-learn's digits (8 x 8)" if plan["mnist"] is None else "MNIST"
+    every = [f for entry in content["experiments"].values() for f in entry["findings"]]
+    claims = sum(finding["verdict"] != MEASURED for finding in every)
+    chance = claims * (1 - CONFIDENCE)
     what = "A quick run: fewer settings and epochs, too few seeds to judge by. " * plan["quick"]
     yield Text(
         f"{what}Written by `python -m bench training` from {data}. Every norm is normcore's. "
         "Numbers are means ± standard deviations over the seeds. A claim counts as shown if the "
         "95 % confidence interval of its paired difference leaves out 0, as contrary if it does so "
-        "on the other side. With so many claims, one or two of those shown may be chance."
+        f"on the other side. Of {claims} claims, chance alone would decide about {chance:.0f}."
     )
     if content["interrupted"]:
         yield Text("This run was interrupted: only what was finished is here.")

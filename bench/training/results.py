@@ -26,8 +26,11 @@ class Variant:
     """Where on the horizontal axis, if the line is drawn against something that varies."""
 
     @property
-    def name(self) -> str:
-        return self.line if self.at is None else f"{self.line} at {self.at:g}"
+    def place(self) -> float:
+        """Where it is on the axis; ValueError if it is a whole curve."""
+        if self.at is None:
+            raise ValueError(f"at: expected a place on the axis, got none ({self.line})")
+        return self.at
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from bench.training.results import (
     compare,
     measured,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 WITHOUT, WITH = "none", "batch norm"
 GOOD = 0.9
@@ -49,13 +49,11 @@ class Sweep(Experiment):
         return [Variant(line, at) for line in (WITHOUT, WITH) for at in places]
 
     def run(self, trial: Trial) -> Numbers:
-        at = trial.variant.at
-        assert at is not None  # every variant of a sweep has a place
-        shape, rate = self.model(at)
+        shape, rate = self.model(trial.variant.place)
         if trial.variant.line == WITH:
             shape = Shape("batch", scale=shape.scale)
         model = perceptron(shape, trial.data.side, trial.seed)
-        history = train(model, trial.data, Course(trial.epochs, rate), trial.seed)
+        history = train(model, trial.data, self.course(trial, rate=rate), trial.seed)
         return {
             "test accuracy": history.test_accuracy[-1],
             "train loss": history.train_loss[-1],
@@ -66,15 +64,17 @@ class Sweep(Experiment):
         draw.against(accuracy, results, "test accuracy", self.what)
         draw.against(loss, results, "train loss", self.what)
         loss.axhline(GUESSING, color="black", linewidth=0.8, linestyle="--")
-        loss.annotate("guessing", (self.places[0], GUESSING), fontsize=7.5, va="bottom")
+        middle = self.places[len(self.places) // 2]
+        loss.annotate("guessing", (middle, 1.1 * GUESSING), fontsize=8, ha="center")
         loss.set_yscale("log")
-        loss.set_ylim(top=min(100.0, loss.get_ylim()[1]))
+        # Losses that have nearly overflown would leave no room for the others.
+        loss.set_ylim(top=min(100.0, 2 * loss.get_ylim()[1]))
         draw.legend(figure, accuracy)
 
     def findings(self, results: Results) -> list[Finding]:
         def trained(line: str) -> Array:
             good: Array = results.against("test accuracy", line) >= GOOD
-            return np.count_nonzero(good, axis=1)
+            return np.asarray(np.count_nonzero(good, axis=1))
 
         def best(line: str) -> Array:
             every = results.against("test accuracy", line)
@@ -104,6 +104,10 @@ class Sweep(Experiment):
         losses = results.against("train loss", line)
         # The rule reads: not below, so that what is no number counts too.
         lost = places[(~(losses < LOST)).mean(axis=0) > 0.5]
-        width = f"from {good[0]:g} to {good[-1]:g}" if len(good) else "nowhere"
-        where = ", ".join(f"{place:g}" for place in lost) or "none"
-        return f"{line}: trains {width}; ends no better than guessing, or diverged, at {where}."
+        if not len(good):
+            return f"{line}: trains nowhere."
+        below, above = lost[lost < good[0]], lost[lost > good[-1]]
+        down = f"learns nothing from {below[-1]:g} down" if len(below) else ""
+        up = f"diverges from {above[0]:g} on" if len(above) else ""
+        trains = f"trains from {good[0]:g} to {good[-1]:g}"
+        return f"{line}: {', '.join(filter(None, (trains, down, up)))}."

@@ -9,7 +9,7 @@ import numpy as np
 import normcore as nc
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
-from bench.training.kit import Norm
+from bench.training.kit import MOMENTUM, Norm
 from bench.training.perceptron import WIDTHS, Shape, perceptron
 from bench.training.results import (
     Finding,
@@ -20,7 +20,7 @@ from bench.training.results import (
     compare_lines,
     measured,
 )
-from bench.training.train import Course, Model, train
+from bench.training.train import Model, train
 
 
 def _renorm(n: int, dtype: Any) -> Norm:
@@ -62,11 +62,11 @@ class BatchSize(Experiment):
         "kernel": 3,
         "rate": 0.05,
         "rate is of batch": 64,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batches": (1, 2, 4, 8, 16, 32, 64, 128),
     }
     columns = NETS
-    cost = 174.0
+    cost = 117.0
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -77,9 +77,8 @@ class BatchSize(Experiment):
         from bench.training.networks import convnet, seeded
 
         settings, side = self.settings, trial.data.side
-        batch = int(trial.variant.at or 0)
-        rate = settings["rate"] * batch / settings["rate is of batch"]
-        course = Course(trial.epochs, rate, batch=batch)
+        batch = int(trial.variant.place)
+        course = self.course(trial, batch=batch)
         of_perceptron, of_convnet = LINES[trial.variant.line]
 
         def accuracy(model: Model) -> float:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.results import (
     PLAIN,
     Finding,
@@ -15,7 +16,7 @@ from bench.training.results import (
     compare,
     compare_lines,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 NETS: dict[str, tuple[str | None, bool]] = {
     "none": (None, False),
@@ -44,11 +45,11 @@ class ConvNet(Experiment):
         "dropout": 0.2,
         "rate": 0.01,
         "decay": 0.9,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 50.0
+    cost = 15.0
     torch = True
     panels = (1, 3)
 
@@ -63,16 +64,11 @@ class ConvNet(Experiment):
         net = {name: settings[name] for name in ("channels", "kernel", "hidden")}
         net["dropout"] = settings["dropout"] if dropped else 0.0
         model = seeded(lambda: convnet(norm, trial.data.side, **net), trial.seed)
-        course = Course(trial.epochs, settings["rate"], settings["decay"])
+        course = self.course(trial)
         return train(model, trial.data, course, trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:
-        panels = figure.subplots(*self.panels)
-        for axes, key in zip(panels, self.columns, strict=True):
-            draw.curves(axes, results, key)
-            if "loss" in key:
-                axes.set_yscale("log")
-        draw.legend(figure, panels[0])
+        draw.history(figure, results, self.panels, self.columns)
 
     def findings(self, results: Results) -> list[Finding]:
         first = {line: results.get("train loss", line)[:, 0] for line in NETS}

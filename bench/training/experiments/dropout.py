@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import WIDTHS, Shape, perceptron
 from bench.training.results import (
     PLAIN,
@@ -17,7 +18,7 @@ from bench.training.results import (
     compare,
     compare_lines,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 RATE = 0.3
 SHAPES = {
@@ -43,11 +44,11 @@ class WithDropout(Experiment):
         "widths": WIDTHS,
         "dropout": RATE,
         "rate": 0.02,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 7.0
+    cost = 2.2
     panels = (1, 3)
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -55,17 +56,12 @@ class WithDropout(Experiment):
 
     def run(self, trial: Trial) -> Numbers:
         model = perceptron(SHAPES[trial.variant.line], trial.data.side, trial.seed)
-        course = Course(trial.epochs, self.settings["rate"])
+        course = self.course(trial)
         return train(model, trial.data, course, trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:
-        panels = figure.subplots(*self.panels)
-        for axes, key in zip(panels, self.columns, strict=True):
-            draw.curves(axes, results, key)
-            if "loss" in key:
-                axes.set_yscale("log")
-        panels[2].set_ylim(bottom=0.9)
-        draw.legend(figure, panels[0])
+        panels = draw.history(figure, results, self.panels, self.columns)
+        panels[0, -1].set_ylim(bottom=0.9)
 
     def findings(self, results: Results) -> list[Finding]:
         def gap(line: str) -> tuple[str, Array]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
-from bench.training.kit import Linear, Norm
+from bench.training.kit import MOMENTUM, Linear, Norm
 from bench.training.perceptron import WIDTHS, Perceptron, Shape, perceptron
 from bench.training.results import Finding, Numbers, Results, Variant, compare_lines
 from bench.training.train import Course, train
@@ -40,11 +40,11 @@ class FineTuning(Experiment):
         "pretraining": {"epochs": 10, "rate": 0.01, "batch": 64},
         "rate": 0.01,
         "rate is of batch": 16,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batches": (2, 4, 8, 16),
     }
     columns = ("test loss", "test accuracy")
-    cost = 6.0
+    cost = 2.0
 
     def variants(self, quick: bool) -> list[Variant]:
         sizes = (2, 16) if quick else self.settings["batches"]
@@ -65,9 +65,7 @@ class FineTuning(Experiment):
             for layer in model.net.layers:
                 if isinstance(layer, Norm):
                     layer.layer.freeze(**frozen)
-        batch = int(trial.variant.at or 0)
-        rate = settings["rate"] * batch / settings["rate is of batch"]
-        course = Course(trial.epochs, rate, batch=batch)
+        course = self.course(trial, batch=int(trial.variant.place))
         history = train(model, data.of_classes(settings["other classes"]), course, seed)
         return {"test loss": history.test_loss[-1], "test accuracy": history.test_accuracy[-1]}
 

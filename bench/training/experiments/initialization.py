@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from bench.training.experiment import Settings
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import WIDTHS, Shape
 from bench.training.sweep import Sweep
 
@@ -24,10 +25,10 @@ class Initialization(Sweep):
         "widths": WIDTHS,
         "scales": places,
         "rate": 0.01,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
     }
-    cost = 8.0
+    cost = 3.5
 
     def model(self, at: float) -> tuple[Shape, float]:
         return Shape(scale=at), self.settings["rate"]

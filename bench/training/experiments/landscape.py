@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import Perceptron, Shape, perceptron
 from bench.training.results import (
     PLAIN,
@@ -21,7 +22,7 @@ from bench.training.results import (
     compare_lines,
 )
 from bench.training.sweep import WITH, WITHOUT
-from bench.training.train import Course, train
+from bench.training.train import train
 
 
 class Landscape(Experiment):
@@ -38,13 +39,13 @@ class Landscape(Experiment):
     epochs = Lengths(8, 2)
     settings: ClassVar[Settings] = {
         "rates": (0.01, 0.1),
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
         "every": 8,
         "steps away": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
     }
     columns = ("mean range", "mean distance")
-    cost = 2.6
+    cost = 0.9
     panels = (2, 2)
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -66,7 +67,7 @@ class Landscape(Experiment):
                 seen["highest"].append(float(losses.max()))
                 seen["distance"].append(float(distances.max()))
 
-        course = Course(trial.epochs, trial.variant.at or 0.0)
+        course = self.course(trial, rate=trial.variant.place)
         train(model, trial.data, course, trial.seed, watch)
         seen["range"] = list(np.subtract(seen["highest"], seen["lowest"]))
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from bench.training.experiment import Settings
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import WIDTHS, Shape
 from bench.training.sweep import Sweep
 
@@ -23,10 +24,10 @@ class LearningRate(Sweep):
     settings: ClassVar[Settings] = {
         "widths": WIDTHS,
         "rates": places,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
     }
-    cost = 7.0
+    cost = 2.4
 
     def model(self, at: float) -> tuple[Shape, float]:
         return Shape(), at

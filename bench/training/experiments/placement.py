@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import WIDTHS, Shape, perceptron
 from bench.training.results import Finding, Numbers, Results, Variant, compare_lines
-from bench.training.train import Course, train
+from bench.training.train import train
 
 SHAPES = {
     "none": Shape(),
@@ -32,11 +33,11 @@ class Placement(Experiment):
     settings: ClassVar[Settings] = {
         "widths": WIDTHS,
         "rates": (0.001, 0.01, 0.1),
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 3.6
+    cost = 1.1
     panels = (1, 3)
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -44,8 +45,8 @@ class Placement(Experiment):
 
     def run(self, trial: Trial) -> Numbers:
         model = perceptron(SHAPES[trial.variant.line], trial.data.side, trial.seed)
-        rate = trial.variant.at or 0.0
-        return train(model, trial.data, Course(trial.epochs, rate), trial.seed).numbers()
+        rate = trial.variant.place
+        return train(model, trial.data, self.course(trial, rate=rate), trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:
         panels = figure.subplots(*self.panels, sharey=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.results import (
     PERCENT,
     Array,
@@ -19,7 +20,7 @@ from bench.training.results import (
     compare_lines,
     measured,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 NETS = {
     "none": None,
@@ -47,13 +48,13 @@ class Recurrent(Experiment):
         "hidden": 64,
         "rate": 0.05,
         "decay": 0.97,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
         "largest gradient norm": 1.0,
         "blank rows": (0, 1, 2, 4),
     }
     columns = ("train loss", "test loss", "test accuracy")
-    cost = 14.0
+    cost = 3.8
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -68,7 +69,7 @@ class Recurrent(Experiment):
             trial.seed,
             clip=settings["largest gradient norm"],
         )
-        course = Course(trial.epochs, settings["rate"], settings["decay"])
+        course = self.course(trial)
         numbers = train(model, data, course, trial.seed).numbers()
         numbers["longer"] = [
             model.evaluate(_longer(data.test.images, rows), data.test.labels).accuracy

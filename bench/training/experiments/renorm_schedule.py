@@ -11,7 +11,7 @@ import normcore as nc
 from bench.training import draw
 from bench.training.data import CLASSES, sorted_by_class
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
-from bench.training.kit import Norm
+from bench.training.kit import MOMENTUM, Norm
 from bench.training.perceptron import Shape, perceptron
 from bench.training.results import (
     Finding,
@@ -21,11 +21,11 @@ from bench.training.results import (
     compare,
     compare_lines,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 BATCH, SCHEDULED, CONSTANT = "batch norm", "renorm, schedule", "renorm, constants"
 R_MAX, D_MAX = 3.0, 5.0
-MOMENTUM = 0.01
+NORM_MOMENTUM = 0.01
 """Of the running statistics, in the paper and here, for all."""
 SHRUNK = 50
 """The paper's schedule begins at step 5000; runs here have a fiftieth of its steps."""
@@ -37,11 +37,11 @@ def _shrunk(schedule: nc.LinearSchedule) -> nc.LinearSchedule:
 
 
 def _batch(n: int, dtype: Any) -> Norm:
-    return Norm(nc.BatchNorm1d(n, momentum=MOMENTUM, dtype=dtype))
+    return Norm(nc.BatchNorm1d(n, momentum=NORM_MOMENTUM, dtype=dtype))
 
 
 def _renorm(r_max: Any, d_max: Any, n: int, dtype: Any) -> Norm:
-    return Norm(nc.BatchRenorm1d(n, momentum=MOMENTUM, r_max=r_max, d_max=d_max, dtype=dtype))
+    return Norm(nc.BatchRenorm1d(n, momentum=NORM_MOMENTUM, r_max=r_max, d_max=d_max, dtype=dtype))
 
 
 NORMS = {
@@ -66,15 +66,15 @@ class RenormSchedule(Experiment):
     epochs = Lengths(40, 8)
     settings: ClassVar[Settings] = {
         "rate": 0.01,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 40,
         "classes": (1, 2, 5, CLASSES),
-        "momentum of running statistics": MOMENTUM,
+        "momentum of running statistics": NORM_MOMENTUM,
         "r_max, d_max": (R_MAX, D_MAX),
         "schedule shrunk": SHRUNK,
     }
     columns = ("test accuracy", "test loss")
-    cost = 27.0
+    cost = 11.0
 
     def variants(self, quick: bool) -> list[Variant]:
         counts = (2, CLASSES) if quick else self.settings["classes"]
@@ -82,13 +82,13 @@ class RenormSchedule(Experiment):
 
     def run(self, trial: Trial) -> Numbers:
         settings, data = self.settings, trial.data
-        classes = int(trial.variant.at or 0)
+        classes = int(trial.variant.place)
         model = perceptron(Shape(NORMS[trial.variant.line]), data.side, trial.seed)
 
         def batches(draw: np.random.Generator) -> Any:
             return sorted_by_class(data.train.labels, settings["batch"], classes, draw)
 
-        course = Course(trial.epochs, settings["rate"], batches=batches)
+        course = self.course(trial, batches=batches)
         return train(model, data, course, trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from bench.training import draw
 from bench.training.data import Part
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import Shape, perceptron
 from bench.training.results import (
     PERCENT,
@@ -20,7 +21,7 @@ from bench.training.results import (
     compare,
     measured,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 NETS = ("perceptron", "convnet")
 ORDERS = ("shuffled", "sorted by class")
@@ -40,14 +41,14 @@ class TrainEval(Experiment):
     epochs = Lengths(10, 3)
     settings: ClassVar[Settings] = {
         "rate": 0.01,
-        "momentum": 0.9,
+        "momentum": MOMENTUM,
         "batch": 64,
         "test batches": (1, 2, 8, 64),
         "channels": (8, 16),
         "kernel": 3,
     }
     columns = ("eval", *ORDERS, *(f"afterwards, {order}" for order in ORDERS))
-    cost = 13.0
+    cost = 6.1
     torch = True
 
     def variants(self, quick: bool) -> list[Variant]:
@@ -55,7 +56,7 @@ class TrainEval(Experiment):
         return [Variant(net, float(size)) for net in NETS for size in sizes]
 
     def run(self, trial: Trial) -> Numbers:
-        size, test = int(trial.variant.at or 0), trial.data.test
+        size, test = int(trial.variant.place), trial.data.test
         numbers: Numbers = {}
         for order in ORDERS:
             model = self._trained(trial)
@@ -74,7 +75,7 @@ class TrainEval(Experiment):
 
             net = {name: settings[name] for name in ("channels", "kernel")}
             model = seeded(lambda: convnet("batch", side, hidden=None, **net), trial.seed)
-        train(model, trial.data, Course(trial.epochs, settings["rate"]), trial.seed)
+        train(model, trial.data, self.course(trial), trial.seed)
         return model
 
     def draw(self, results: Results, figure: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.training import draw
 from bench.training.experiment import Experiment, Lengths, Settings, Trial
+from bench.training.kit import MOMENTUM
 from bench.training.perceptron import WIDTHS, Shape, perceptron
 from bench.training.results import (
     COUNT,
@@ -20,7 +21,7 @@ from bench.training.results import (
     compare,
     compare_lines,
 )
-from bench.training.train import Course, train
+from bench.training.train import train
 
 WITHOUT, WITH = "none", "batch norm"
 GOOD = 0.95
@@ -37,8 +38,13 @@ class WithAndWithout(Experiment):
         "train faster and to end better."
     )
     epochs = Lengths(10, 4)
-    settings: ClassVar[Settings] = {"widths": WIDTHS, "rate": 0.01, "momentum": 0.9, "batch": 64}
-    cost = 0.9
+    settings: ClassVar[Settings] = {
+        "widths": WIDTHS,
+        "rate": 0.01,
+        "momentum": MOMENTUM,
+        "batch": 64,
+    }
+    cost = 0.3
     each_epoch = True
     panels = (2, 2)
     columns = ("train loss", "train accuracy", "test loss", "test accuracy")
@@ -48,17 +54,12 @@ class WithAndWithout(Experiment):
 
     def run(self, trial: Trial) -> Numbers:
         shape = Shape("batch" if trial.variant.line == WITH else None, widths=WIDTHS)
-        model = perceptron(shape, trial.data.side, trial.seed, self.settings["momentum"])
-        course = Course(trial.epochs, self.settings["rate"], batch=self.settings["batch"])
+        model = perceptron(shape, trial.data.side, trial.seed)
+        course = self.course(trial)
         return train(model, trial.data, course, trial.seed).numbers()
 
     def draw(self, results: Results, figure: Any) -> None:
-        panels = figure.subplots(*self.panels)
-        for axes, key in zip(panels.flat, self.columns, strict=True):
-            draw.curves(axes, results, key)
-            if "loss" in key:
-                axes.set_yscale("log")
-        draw.legend(figure, panels[0, 0])
+        draw.history(figure, results, self.panels, self.columns)
 
     def findings(self, results: Results) -> list[Finding]:
         def first_loss(line: str) -> tuple[str, Array]:
