@@ -3,17 +3,18 @@
 Twelve experiments train small networks with normcore's layers over several seeds, draw a figure
 each, and say which of the textbooks' claims their numbers show.
 
-=====================  ====================================================================
-`bench.training.kit`   layers, loss and SGD in NumPy; `perceptron` and `networks` (PyTorch
-                       for all but the norms) are made of them
-`.data`, `.idx`        scikit-learn's digits, or MNIST from its files
-`.train`               the one training loop
-`.experiment`          what an experiment is; `.experiments` has them, one file each
-`.results`             numbers over seeds, and when they show a claim
-`.run`                 all variants and seeds in worker processes
-`.match`, `.share`     losses beside PyTorch's, step by step; the norms' share of a step
-`.store`, `.report`    the JSON; Markdown, HTML and figures from it (`.draw`)
-=====================  ====================================================================
+==============  ==========================================================================
+`.kit`          layers, loss, SGD in NumPy; `.perceptron` is made of them
+`.networks`     convolutional and recurrent nets: PyTorch for all but the norms
+`.data` `.idx`  scikit-learn's digits, or MNIST from its files; mini-batches
+`.train`        the one training loop
+`.experiment`   what an experiment is (`.sweep`: one that varies a number over decades);
+                `.experiments` has the twelve, one file each
+`.results`      numbers over seeds, and when they show a claim
+`.run`          all variants and seeds in worker processes
+`.match`        losses beside PyTorch's, step by step; `.share`: the norms' part of a step
+`.store`        the JSON, and back; `.report`: Markdown and HTML from it; `.draw`: panels
+==============  ==========================================================================
 """
 
 from __future__ import annotations
