@@ -19,7 +19,16 @@ from bench.machine import sentence
 from bench.training.draw import new_figure
 from bench.training.experiment import Experiment
 from bench.training.experiments import EXPERIMENTS
-from bench.training.results import CONFIDENCE, MEASURED, SECONDS, VERDICTS, Finding, Results, spread
+from bench.training.results import (
+    CONFIDENCE,
+    MEASURED,
+    SECONDS,
+    VERDICTS,
+    Finding,
+    Results,
+    measured,
+    spread,
+)
 from bench.training.store import restored
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
@@ -143,29 +152,34 @@ def _summary(content: dict[str, Any]) -> Iterator[list[str]]:
 
 def _checks(name: str, checks: dict[str, Any]) -> Iterator[Block]:
     if name == "with-and-without" and "match" in checks:
-        found = checks["match"]
-        worst = "; ".join(
-            f"{dtype}: {', '.join(f'{norm} {gap:.1e}' for norm, gap in of_dtype.items())}"
-            for dtype, of_dtype in found["differences"].items()
-        )
-        yield Text(
-            "The same perceptron in PyTorch, from the same weights through the same batches: "
-            f"largest relative difference of the losses of {found['steps']} steps: {worst}."
-        )
+        yield Items([measured(_match(checks["match"]))])
     if name == "convnet" and "share" in checks:
-        share = checks["share"]
-        each = "; ".join(
-            f"{library}: {share['inside share'][library]:.1%} inside (step "
-            f"{1e3 * share['step seconds'][library]:.2f} ms), "
-            f"{share['share by leaving out'][library]:.1%} by leaving them out"
-            for library in share["inside share"]
-        )
-        kept = share["inside share"]["normcore"] <= share["allowed"]
-        yield Text(
-            f"The norms' share of a training step, batch {share['batch']}, one thread: {each}. At "
-            f"most {share['allowed']:.0%} inside normcore's layers was promised: "
-            f"{'kept' if kept else 'missed'}."
-        )
+        yield Items([measured(_share(checks["share"]))])
+
+
+def _match(found: dict[str, Any]) -> str:
+    worst = "; ".join(
+        f"{dtype}: {', '.join(f'{norm} {gap:.1e}' for norm, gap in of_dtype.items())}"
+        for dtype, of_dtype in found["differences"].items()
+    )
+    return (
+        "The same perceptron in PyTorch, from the same weights through the same batches: largest "
+        f"relative difference of the losses of {found['steps']} steps: {worst}."
+    )
+
+
+def _share(found: dict[str, Any]) -> str:
+    each = "; ".join(
+        f"{library}: {share:.1%} inside (step {1e3 * found['step seconds'][library]:.2f} ms), "
+        f"{found['share by leaving out'][library]:.1%} by leaving them out"
+        for library, share in found["inside share"].items()
+    )
+    kept = found["inside share"]["normcore"] <= found["allowed"]
+    return (
+        f"The norms' share of a training step, batch {found['batch']}, one thread: {each}. At most "
+        f"{found['allowed']:.0%} inside normcore's layers was promised: "
+        f"{'kept' if kept else 'missed'}."
+    )
 
 
 def _epochs(results: Results) -> Iterator[list[str]]:
