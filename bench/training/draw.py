@@ -103,7 +103,10 @@ def finish(axes: Any, what: str, title: str | None = None) -> None:
 def legend(figure: Any, axes: Any) -> None:
     """The names of the lines, once, above all panels."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=9, frameon=False)
+    size = 9 if sum(map(len, labels)) < 75 else 8
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=6, fontsize=size, frameon=False
+    )
 
 
 def new_figure(panels: tuple[int, int]) -> Any:

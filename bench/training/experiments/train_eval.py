@@ -82,7 +82,8 @@ class TrainEval(Experiment):
         for axes, net in zip(figure.subplots(*self.panels, sharey=True), NETS, strict=True):
             places = np.array(results.places(net))
             for number, key in enumerate(self.columns):
-                draw.band(axes, places, results.against(key, net), key, number)
+                label = f"forgotten, {key}" if key in ORDERS else key
+                draw.band(axes, places, results.against(key, net), label, number)
             axes.set_xscale("log", base=2)
             axes.set_xlabel("samples in a test batch")
             draw.ticks(axes, results.places(net))
