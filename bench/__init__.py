@@ -1,10 +1,11 @@
-"""Speed and accuracy of normcore's kernels on real data: ``python -m bench COMMAND``.
+"""Speed, accuracy and effect of normcore's layers on real data: ``python -m bench COMMAND``.
 
 ================  =========================================================================
 `bench.speed`     the default command: everything below, in the order of a run
 `bench.compare`   two runs: what became slower beyond the noise
 `bench.readme`    README's tables and figures from a run's JSON
 `bench.large`     up to 4 GB and past 2^31 elements
+`bench.training`  what normalization does to training: a package with files of its own
 `bench.test_speed`  the same cases for pytest-benchmark: ``pytest bench``
 ================  =========================================================================
 
@@ -26,5 +27,5 @@
 `bench.machine`   where it was measured
 ================  =========================================================================
 
-Another command is a module with `add_arguments` and `main`, named in `bench.__main__`.
+Another command is a module or package with `add_arguments` and `main`, named in `bench.__main__`.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench COMMAND``: speed (the default), compare, readme, large."""
+"""``python -m bench COMMAND``: speed (the default), compare, readme, large, training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "speed": "verify, time and report every kernel (what runs when no command is named)",
     "compare": "what became slower or faster from one JSON to another, beyond the noise",
     "readme": "write README's tables and figures from a JSON",
+    "training": "what normalization does to training: twelve experiments and a report",
     "large": "cost against size up to 4 GB and beyond 2^31 elements",
 }
 """Name of a module of `bench` with `add_arguments` and `main` -> what it does."""

@@ -71,7 +71,7 @@ def sentence(machine: dict[str, Any]) -> str:
     chosen = ", ".join(f"{name}: {isa}" for name, isa in machine["instruction_set"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(machine['vectors'])}; "
-        f"caches of all cores: {caches}; {machine['threads']} threads; {chosen}; "
+        f"caches of all cores: {caches}; {machine['threads']} threads; {chosen and chosen + '; '}"
         f"load before: {machine['load_before']:.1f}; {machine['system']}, "
         f"Python {machine['python']}, {packages}."
     )
