@@ -45,7 +45,10 @@ class Synchronized(Batch):
         """One message: each process's count, mean and sum of squared deviations."""
         y, mean, rstd, _ = train_part(
             *(self.ranks, x, weight, bias, self.running_mean, self.running_var, self.count),
-            *(self.momentum, self.eps, 1, None, False, None, residual, self.activation),
+            momentum=self.momentum,
+            eps=self.eps,
+            residual=residual,
+            activation=self.activation,
         )
         return y, (mean, rstd)
 
