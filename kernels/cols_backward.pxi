@@ -64,5 +64,4 @@ cdef void strip_gradients(
             tables.sums[2 * room + j], <double>job.m)
     pack(job, tables, column)
     cols.grads(
-        dx, dy, x, addend, &tables.strip, job.affine.weight, part, part + job.pitch,
-        tables.buffer, stream)
+        dx, dy, x, addend, &tables.strip, job.affine.weight, part, part + job.pitch, stream)

@@ -19,6 +19,7 @@ cdef extern from "col_fused_grads.h" nogil:
     ctypedef struct Strip:
         Py_ssize_t rows, cols, pitch, room
         const void *packed
+        const double *exact
         const Norm *norms
     ctypedef struct Cols:
         Py_ssize_t computed
@@ -38,7 +39,7 @@ cdef extern from "col_fused_grads.h" nogil:
             const Affine *affine, int activation, int stream) noexcept nogil
         void (*grads)(
             void *dx, const void *dy, const void *x, const void *addend, const Strip *strip,
-            const void *weight, double *dweight, double *dbias, void *buffer, int stream
+            const void *weight, double *dweight, double *dbias, int stream
         ) noexcept nogil
     const Cols cols_f32, cols_f64, cols_f16, cols_bf16
     ctypedef struct FusedCols:
@@ -79,8 +80,8 @@ cdef struct Tables:
     double *shift
     double *sums           # (3, room)
     double *part           # (3, room): of some rows
-    char *packed           # (NORM_VALUES + 1, room) in the type that is computed in
-    char *buffer           # the last of them
+    double *exact          # (3, room)
+    char *packed           # (NORM_VALUES, room) in the type that is computed in
     char *slopes           # through an activation: (m, room) of g and of x
     char *copy
 
@@ -92,14 +93,15 @@ cdef inline Tables tables_of(Job *job, int thread) noexcept nogil:
     tables.shift = <double *>(tables.norms + room)
     tables.sums = tables.shift + room
     tables.part = tables.sums + 3 * room
-    tables.packed = <char *>(tables.part + 3 * room)
-    tables.buffer = tables.packed + NORM_VALUES * room * job.plan.cols.computed
-    tables.slopes = tables.buffer + room * job.plan.cols.computed
+    tables.exact = tables.part + 3 * room
+    tables.packed = <char *>(tables.exact + 3 * room)
+    tables.slopes = tables.packed + NORM_VALUES * room * job.plan.cols.computed
     tables.copy = tables.slopes + job.m * room * job.plan.cols.computed
     tables.strip.rows = job.m
     tables.strip.pitch = job.plan.c
     tables.strip.room = room
     tables.strip.packed = tables.packed
+    tables.strip.exact = tables.exact
     tables.strip.cols = 0
     tables.strip.norms = NULL
     return tables
@@ -124,13 +126,19 @@ cdef inline bint counts(Job *job, Py_ssize_t column) noexcept nogil:
 
 cdef void pack(Job *job, Tables *tables, Py_ssize_t column) noexcept nogil:
     # The coefficients as the vector loops want them.
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j, room = job.plan.room
+    cdef const Norm *norm
     cdef bint wide = False
     for j in range(tables.strip.cols):
         if not counts(job, column + j):
             memset(tables.norms + j, 0, sizeof(Norm))
-        wide = wide or tables.norms[j].wide
-        job.plan.cols.pack(tables.packed, job.plan.room, j, tables.norms + j)
+        norm = tables.norms + j
+        wide = wide or norm.wide
+        # The two parts of a float32 mean make one float64.
+        tables.exact[j] = norm.hi if job.storage == F64 else norm.hi + norm.lo
+        tables.exact[room + j] = norm.lo if job.storage == F64 else 0.0
+        tables.exact[2 * room + j] = norm.rstd
+        job.plan.cols.pack(tables.packed, room, j, norm)
     tables.strip.norms = tables.norms if wide else NULL
 
 
@@ -239,7 +247,7 @@ cdef int start_cols(
     plan.strips = max(1, (c + plan.wide - 1) // max(1, plan.wide))
     plan.room = (min(c, plan.wide) + 7) // 8 * 8
     plan.table_size = plan.room * (
-        sizeof(Norm) + 7 * sizeof(double) + (NORM_VALUES + 1) * plan.cols.computed)
+        sizeof(Norm) + 10 * sizeof(double) + NORM_VALUES * plan.cols.computed)
     if fused:
         plan.table_size += 2 * m * plan.room * plan.cols.computed
     plan.table_size = (plan.table_size + 127) // 64 * 64

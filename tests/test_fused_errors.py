@@ -56,11 +56,11 @@ def test_a_receiver_that_cannot_be_written(name, case, backend):
 def test_other_arguments(name):
     backward, given = arguments(name)
     out = np.empty_like(X)
-    with pytest.raises(ValueError, match="^dresidual: expected memory of its own"):
+    with pytest.raises(ValueError, match=r"^dresidual: expected memory of its own"):
         backward(*given, activation="silu", dresidual=out, out=out)
-    with pytest.raises(ValueError, match="^activation: expected one of .*'tanh'"):
+    with pytest.raises(ValueError, match=r"^activation: expected one of .*'tanh'"):
         backward(*given, activation="tanh")
-    with pytest.raises(ValueError, match="^residual: expected "):
+    with pytest.raises(ValueError, match=r"^residual: expected "):
         backward(*given, activation="silu", residual=np.ones(3))
 
 
