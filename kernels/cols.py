@@ -254,12 +254,10 @@ def backward_share(
                 inverses, at, masks, masked, sums, shifts, wide, flags, a, e, pitch, columns, m,
                 centre
             )  # fmt: skip
+            add_row_sums(parts, unit, m, by, of, start, c, columns, e, flags, pitch)
             if is_mixed(wide, columns):
-                mixed_grads_strip(
-                    to, parts, unit, inputs, start, m, c, columns, a, e, wide, flags, pitch
-                )
+                mixed_grads_strip(to, inputs, start, m, c, columns, a, e, wide, flags, pitch)
             else:
-                add_row_sums(parts, unit, m, by, of, start, c, columns, a, flags, pitch)
                 grads_strip(to, inputs, start, m, c, columns, a, flags, pitch, streaming)
 
 
