@@ -1,7 +1,7 @@
 """dweight and dbias where the same rows come again and again.
 
-Rounded to float32 one by one, the terms of equal rows are all off alike, and their sum is off by that
-many times as much: rounding errors do not average out.
+Rounded to float32 one by one, the terms of equal rows are all off alike, and their sum is off by
+that many times as much: rounding errors do not average out.
 """
 
 import ml_dtypes
