@@ -22,7 +22,15 @@ from .intrinsics import (
     store_part,
 )
 from .jit import block, inline
-from .registers import BLOCK, LINE_LANES, line_zeros, sum_zeros, take
+from .registers import (
+    BLOCK,
+    LINE_LANES,
+    add_product,
+    line_zeros,
+    sum_of_products,
+    sum_zeros,
+    take,
+)
 from .runs import gap, put
 
 WRAP = LINE_LANES
@@ -80,16 +88,16 @@ def column_sums(partial, at, wide, x, start, rows, cols, ahead, shift, j, k, zer
 @inline
 def column_grad_sums(partial, at, wide, dy, x, start, rows, cols, ahead, mean, j, k, zero):
     """Add the sums of dy, dy * (x - mean) and x - mean of k columns."""
-    s1, s2, s3, centre = zero, zero, zero, take(mean, j, k, zero)
+    s1, s2, low, s3, centre = zero, zero, zero, zero, take(mean, j, k, zero)
     for i in range(start, start + rows * cols, cols):
         prefetch_as(dy, i + ahead, zero)
         prefetch_as(x, i + ahead, zero)
         g, deviation = take(dy, i, k, zero), take(x, i, k, zero) - centre
         s1 = s1 + g
-        s2 = muladd(g, deviation, s2)
+        s2, low = add_product(s2, low, g, deviation)
         s3 = s3 + deviation
     add_to(partial, at, k, s1)
-    add_to(partial, at + wide, k, s2)
+    add_to(partial, at + wide, k, sum_of_products(s2, low))
     add_to(partial, at + 2 * wide, k, s3)
 
 

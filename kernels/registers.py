@@ -15,7 +15,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .intrinsics import LINE_BYTES, cast, load_as, load_part_as
+from .intrinsics import LINE_BYTES, cast, first, load_as, load_part_as, muladd, where
 from .jit import inline
 from .vectors import INT32, LANES, Vector, lane_dtype, narrowed, widened
 
@@ -60,8 +60,9 @@ def one_line(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def row_zeros(typingctx: Any, x: Any) -> Any:
-    """Several registers of zeros, whole lines, in what x is computed in."""
-    return _zeros(_several(lane_dtype(x.dtype)), x)
+    """Zeros for whole lines of x, in what x is computed in: as doubles they fill some registers."""
+    lanes = max(_several(types.float64).lanes, LINE_BYTES * 8 // x.dtype.bitwidth)
+    return _zeros(Vector(lane_dtype(x.dtype), lanes), x)
 
 
 @inline
@@ -76,6 +77,47 @@ def take(x, i, k, like):
     return cast(get(x, i, k, like), like)
 
 
+@intrinsic
+def _load_doubles(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = REGISTER_BYTES // 8
+        at = builder.gep(args[0], [args[1]])
+        # So that LLVM does not take them from where they lie as floats.
+        at = builder.asm(ir.FunctionType(at.type, [at.type]), "", "=r,0", [at], False)
+        parts = []
+        for k in range(0, like.lanes, lanes):
+            part = builder.gep(at, [ir.Constant(INT32, k)])
+            part = builder.bitcast(part, ir.VectorType(ir.FloatType(), lanes).as_pointer())
+            loaded = builder.load(part, align=4)
+            parts.append(builder.fpext(loaded, ir.VectorType(ir.DoubleType(), lanes)))
+        while len(parts) > 1:
+            lanes *= 2
+            numbers = [ir.Constant(INT32, lane) for lane in range(lanes)]
+            mask = ir.Constant(ir.VectorType(INT32, lanes), numbers)
+            parts = [
+                builder.shuffle_vector(low, high, mask)
+                for low, high in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
+
+    return Vector(types.float64, like.lanes)(x, types.intp, like), codegen
+
+
+def as_doubles(x: Any, i: Any, k: Any, v: Any) -> Any:
+    """The lanes v as doubles; k of them were loaded from x[i] on. For kernels.
+
+    Floats are loaded once more: converting half a register takes a shuffle first.
+    """
+    raise NotImplementedError("as_doubles works in compiled code")
+
+
+@overload(as_doubles, jit_options={"forceinline": True})
+def _as_doubles(x, i, k, v):  # type: ignore[no-untyped-def]  # Numba compares it
+    if x.dtype == types.float32 and v.dtype == types.float32:
+        return lambda x, i, k, v: _load_doubles(x, i, v) if k == v.lanes else cast(v, 0.0)
+    return lambda x, i, k, v: cast(v, 0.0)
+
+
 def summed_with(x: Any, narrow: Any, exact: Any) -> Any:
     """`narrow`, what x is computed with, where x is summed in that; else `exact`. For kernels."""
     raise NotImplementedError("summed_with works in compiled code")
@@ -86,6 +128,57 @@ def _summed_with(x, narrow, exact):  # type: ignore[no-untyped-def]  # Numba com
     if x.dtype.bitwidth == 16:
         return lambda x, narrow, exact: narrow
     return lambda x, narrow, exact: exact
+
+
+@intrinsic
+def _minus_first_digits(typingctx: Any, v: Any) -> Any:
+    """The first 8 digits of each float32 lane, with the other sign."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = ir.VectorType(INT32, v.lanes)
+        kept, sign = (
+            ir.Constant(numbers, [ir.Constant(INT32, bits)] * v.lanes)
+            for bits in (0xFFFF0000, 0x80000000)
+        )
+        digits = builder.and_(builder.bitcast(args[0], numbers), kept)
+        return builder.bitcast(builder.xor(digits, sign), v.llvm)
+
+    return v(v), codegen
+
+
+def add_product(high: Any, low: Any, a: Any, b: Any) -> Any:
+    """Return (high, low) with a * b added to their sum. For kernels.
+
+    Products of halves have some 24 digits. Their first 8 are added up in `high`, of which the sum
+    is exact, and the rest, in `low`, is small: rounded one by one, products of 65536 rows that
+    repeat 16 left dweight off by 1.1e-6 of its norm, and now by 6e-8.
+    """
+    raise NotImplementedError("add_product works in compiled code")
+
+
+@overload(add_product, jit_options={"forceinline": True})
+def _add_product(high, low, a, b):  # type: ignore[no-untyped-def]  # Numba compares it
+    if high.dtype == types.float64:
+        return lambda high, low, a, b: (muladd(a, b, high), low)
+
+    def split(high, low, a, b):  # type: ignore[no-untyped-def]  # as above
+        begun = _minus_first_digits(a * b)
+        return high - begun, low + muladd(a, b, begun)
+
+    return split
+
+
+def sum_of_products(high: Any, low: Any) -> Any:
+    """What `add_product` added up, as doubles. For kernels."""
+    raise NotImplementedError("sum_of_products works in compiled code")
+
+
+@overload(sum_of_products, jit_options={"forceinline": True})
+def _sum_of_products(high, low):  # type: ignore[no-untyped-def]  # Numba compares it
+    if high.dtype == types.float64:
+        return lambda high, low: high
+    # Where `low` is infinite or NaN, `high` is already.
+    return lambda high, low: cast(high, 0.0) + cast(where(low - low, first(low, 0), low), 0.0)
 
 
 @inline

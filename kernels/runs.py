@@ -25,7 +25,17 @@ from .intrinsics import (
     stream,
 )
 from .jit import inline
-from .registers import block_length, folded, line_zeros, origin_of, sum_lanes, sum_zeros, take
+from .registers import (
+    add_product,
+    block_length,
+    folded,
+    line_zeros,
+    origin_of,
+    sum_lanes,
+    sum_of_products,
+    sum_zeros,
+    take,
+)
 from .schedule import STREAM_BYTES
 
 AHEAD_BYTES = 8192
@@ -77,11 +87,12 @@ def run_sums(lanes, at, x, start, length, shift, following):
 
 
 @inline
-def add_grad_part(s1, s2, s3, dy, x, i, k, mean):
-    """Add k elements' dy, dy * (x - mean) and x - mean."""
+def add_grad_part(s1, s2, low, s3, dy, x, i, k, mean):
+    """Add k elements' dy, dy * (x - mean), in two parts, and x - mean."""
     g, deviation = take(dy, i, k, s1), take(x, i, k, s1) - mean
     deviation = deviation if k == s1.lanes else first(deviation, k)
-    return s1 + g, muladd(g, deviation, s2), s3 + deviation
+    s2, low = add_product(s2, low, g, deviation)
+    return s1 + g, s2, low, s3 + deviation
 
 
 @inline
@@ -91,16 +102,17 @@ def run_grad_sums(lanes, at, dy, x, start, length, mean, following):
     whole, each = length // zero.lanes * zero.lanes, block_length(x, length, zero)
     inside, ahead, after = look_ahead(x, whole, following)
     for begin in range(0, length, each):
-        s1, s2, s3, end = zero, zero, zero, min(begin + each, length)
+        s1, s2, low, s3, end = zero, zero, zero, zero, min(begin + each, length)
         for i in range(begin, min(end, whole), zero.lanes):
             to = start + i + (ahead if i < inside else after)
             prefetch_as(dy, to, zero)
             prefetch_as(x, to, zero)
-            s1, s2, s3 = add_grad_part(s1, s2, s3, dy, x, start + i, zero.lanes, mean)
+            s1, s2, low, s3 = add_grad_part(s1, s2, low, s3, dy, x, start + i, zero.lanes, mean)
         if end > whole:
-            s1, s2, s3 = add_grad_part(s1, s2, s3, dy, x, start + whole, length - whole, mean)
+            i, k = start + whole, length - whole
+            s1, s2, low, s3 = add_grad_part(s1, s2, low, s3, dy, x, i, k, mean)
         store(lanes, at, load(lanes, at) + folded(s1))
-        store(lanes, at + LANES, load(lanes, at + LANES) + folded(s2))
+        store(lanes, at + LANES, load(lanes, at + LANES) + folded(sum_of_products(s2, low)))
         store(lanes, at + 2 * LANES, load(lanes, at + 2 * LANES) + folded(s3))
 
 

@@ -50,11 +50,11 @@ from .registers import (
     sum_zeros,
     take,
 )
+from .row_terms import add_term, no_terms, row_term, sums_of_terms
 from .runs import AHEAD_BYTES, head, put
 
 TOGETHER = 8
-"""Rows whose gradients are taken together: their share of dweight and dbias stays in registers, of
-float32 as a float32 sum of that many."""
+"""Rows whose gradients are taken together: their share of dweight and dbias stays in registers."""
 
 
 @inline
@@ -272,35 +272,36 @@ def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, 
     """`grads_strip` for k elements from j on, of which as many are taken as `like` has lanes."""
     dy, x, addend, fused, w = inputs
     flags, masked, ahead = kept
-    columns, slot = a
+    columns, exact, slot = a
     weights = get(w, j, k, like)
-    s1 = weights - weights
-    s2 = s1
+    terms = no_terms(x, weights)
     for r in range(rows):
         coefficients = gradient_scalars(columns, TOGETHER, slot + r)
-        high, low, scale = coefficients[0], coefficients[1], coefficients[2]
+        precise = exact[HIGH * TOGETHER + slot + r], exact[SCALE * TOGETHER + slot + r]
         i = start + r * m + j
         if k == like.lanes:
             prefetch_as(dy, i + ahead, like)
-        v, h = take(x, i, k, s1), take(dy, i, k, s1)
-        value, x_hat = gradient(h, weights, v, coefficients), ((v - high) - low) * scale
+        v, h = take(x, i, k, weights), take(dy, i, k, weights)
+        value = gradient(h, weights, v, coefficients)
+        term, g = row_term(terms, (dy, x, i, k), h, v, coefficients, precise)
         if masked:
-            flag, zero = get(flags, (slot + r) * m + j, k, like), first(h, 0)
-            value, x_hat = where(flag, value, zero), where(flag, x_hat, zero)
-            h = where(flag, h, zero)
+            flag = get(flags, (slot + r) * m + j, k, like)
+            value = where(flag, value, first(value, 0))
+            term, g = where(flag, term, first(term, 0)), where(flag, g, first(g, 0))
         if fused:
             value = value + take(addend, i, k, h)
         put(dx, to + r * pitch, k, value, streaming)
-        s1, s2 = muladd(h, x_hat, s1), s2 + h
-    add_to(parts, at + j, k, s1)
-    add_to(parts, at + m + j, k, s2)
+        terms = add_term(terms, term, g, coefficients, precise)
+    dweight, dbias = sums_of_terms(terms)
+    add_to(parts, at + j, k, dweight)
+    add_to(parts, at + m + j, k, dbias)
 
 
 @block
 def grads_strip(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, like):
     """Set dx of k columns from j on, of rows `pitch` apart from dx[to] on.
 
-    Their sums of dy * x_hat and dy stay in registers, and go to those of the unit at parts[at].
+    Their sums for dweight and dbias stay in registers, and go to those of the unit at parts[at].
     """
     lanes = like.lanes
     if k < lanes:
@@ -313,7 +314,7 @@ def grads_strip(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a,
 
 @inline
 def grads_rows(dx, lines, parts, at, inputs, kept, start, rows, m, a, streaming):
-    """Set some rows of dx, plus addend, and add dy * x_hat and dy to their unit's sums.
+    """Set some rows of dx, plus addend, and add their terms to their unit's sums.
 
     Streamed rows that begin in the middle of a line share that line with the row before: it is put
     together in `lines` and stored whole. In two parts, it was first read from memory.
