@@ -208,6 +208,8 @@ def obey_permissions():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root is made to obey permissions by prctl")
+# JAX, once another test has imported it, warns of any fork; this one executes at once.
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 @pytest.mark.parametrize("name", runnable())
 def test_a_read_only_install_without_home(name, tmp_path):
     # As installed: kernels/ is normcore/kernels there.
