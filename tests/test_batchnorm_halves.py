@@ -56,7 +56,8 @@ def test_forward_and_backward(backend, shape, axis, offset, dtype):
     truth, found = reference.batch_norm_forward(exact[0], *wide, axes=axes)
     assert y.dtype == dtype
     assert_rounded_once(y, truth)
-    np.testing.assert_allclose(mean, found.mean.ravel(), rtol=1e-12)
+    # Kernels add halves in float32 over a few elements; 1e-6 is promised.
+    np.testing.assert_allclose(mean, found.mean.ravel(), rtol=1e-7)
     assert mean.dtype == rstd.dtype == np.float64
     np.testing.assert_allclose(running[0], 0.1 * mean, rtol=1e-6)
     var = 1 / rstd**2 - 1e-5
@@ -131,7 +132,7 @@ def test_batch_renorm(backend, dtype):
     found, truth = half.backward(dy), double.backward(dy.astype(np.float64))
     assert_rounded_once(found.dx, truth.dx)
     np.testing.assert_allclose(found.dweight, truth.dweight, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(half.r, double.r, rtol=1e-12)
+    np.testing.assert_allclose(half.r, double.r, rtol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
