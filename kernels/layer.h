@@ -20,16 +20,6 @@ typedef struct {
     const void *weight, *bias;
 } Affine;
 
-/* The first 12 digits: less a half, that is most often a float32 with digits to spare. */
-INLINE float few_digits(double value) {
-    union {
-        float value;
-        uint32_t bits;
-    } v = {(float)value};
-    v.bits &= 0xfffff000u;
-    return v.value;
-}
-
 INLINE double vector_sum(vec_f64 v) {
     double lanes[DOUBLES];
     store_f64(lanes, v);

@@ -19,7 +19,6 @@ cdef extern from "Python.h":
     void PyEval_RestoreThread(PyThreadState *state) noexcept
 
 cdef extern from "layer.h" nogil:
-    float few_digits(double value)
     ctypedef struct Norm:
         double hi, lo, rstd, slope, mean_g_hi, mean_g_lo
         bint wide
@@ -68,7 +67,7 @@ cdef inline void split_mean(Job *job, Norm *norm, double hi, double lo, double r
     if job.storage != F64:
         norm.wide = is_wide(hi, rstd, rstd)
         if not norm.wide:
-            norm.hi = few_digits(hi + lo) if job.itemsize == 2 else <float>(hi + lo)
+            norm.hi = <float>(hi + lo)
             norm.lo = (hi - norm.hi) + lo
 
 

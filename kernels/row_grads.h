@@ -40,17 +40,14 @@ INLINE void NAME(strip_to)(STORE *dx, const ptrdiff_t dx_pitch, const RowGrads *
     }
     for (ptrdiff_t r = 0; r < at->rows; r++) {
         const REAL *by = coefficients[r].dx;
-        const REAL hi = by[0], lo = by[1], rstd = by[2], slope = by[3];
-        const REAL mean_hi = by[4], mean_lo = by[5];
+        const REAL hi = by[0], rstd = by[1], slope = by[2], mean_hi = by[3], mean_lo = by[4];
         UNROLLED
         for (int u = 0; u < vectors; u++) {
             if ((u * WIDTH) % LINE == 0)
                 __builtin_prefetch(dy + TOGETHER * at->pitch + u * WIDTH, 0, 2);
             const VEC gradient = STORED(dy), element = STORED(x);
             const VEC past = added ? STORED(addend) : (VEC){0};
-            const VEC deviation = (element - hi) - lo;
-            VEC found =
-                rstd * ((w[u] * gradient - mean_hi) - (deviation * slope + mean_lo));
+            VEC found = rstd * ((w[u] * gradient - mean_hi) - ((element - hi) * slope + mean_lo));
             if (added)
                 found += past;
 #ifdef HALF

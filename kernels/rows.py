@@ -23,11 +23,11 @@ from .layers import (
     add_units,
     coefficient_memory,
     parameter,
+    put_gradient,
     unit_count,
 )
 from .optional import array_or_empty, mask_or_empty
 from .registers import origin_of, summed_with
-from .row_terms import put_row_gradient
 from .runs import is_streamed
 from .weighted import (
     TOGETHER,
@@ -228,8 +228,8 @@ def backward_share(
                 left = means[i] - centred if centre and x.itemsize == 2 else rest / count
                 left = left if centre else 0.0
                 g = g if centre else 0.0
-                kind[k] = put_row_gradient(
-                    a, e, TOGETHER, k, of, centred, left, inverses[i], g / count,
+                kind[k] = put_gradient(
+                    a, e, TOGETHER, k, centred, left, inverses[i], g / count,
                     (through_x - left * g) / count, count
                 )  # fmt: skip
                 wide = wide or kind[k] == WIDE

@@ -291,7 +291,7 @@ def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, 
         if fused:
             value = value + take(addend, i, k, h)
         put(dx, to + r * pitch, k, value, streaming)
-        terms = add_term(terms, term, g, coefficients, precise)
+        terms = add_term(terms, term, g)
     dweight, dbias = sums_of_terms(terms)
     add_to(parts, at + j, k, dweight)
     add_to(parts, at + m + j, k, dbias)
