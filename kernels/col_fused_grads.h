@@ -17,34 +17,9 @@ typedef struct {
     void (*round)(void *to, const void *from, const Strip *strip, int stream);
 } FusedCols;
 
-#define STORE store_t_f32
-#define REAL float
-#define SUFFIX f32
-#define COMPUTED f32
-#include "col_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#define STORE store_t_f16
-#define SUFFIX f16
-#include "col_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#define STORE store_t_bf16
-#define SUFFIX bf16
-#include "col_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#undef COMPUTED
-#undef REAL
-#define STORE store_t_f64
-#define REAL double
-#define SUFFIX f64
-#define COMPUTED f64
-#include "col_fused_grads.h"
-#undef COMPUTED
-#undef SUFFIX
-#undef REAL
-#undef STORE
+#define FUSED "col_fused_grads.h"
+#define FUSED_HALVES f32
+#include "fused_storages.h"
 
 #else
 

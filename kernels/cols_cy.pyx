@@ -351,11 +351,7 @@ def activation_backward(
     cdef WritableParameter to_dweight = writable(dweight, "dweight", m)
     cdef WritableParameter to_dbias = writable(dbias, "dbias", m)
     start_backward(&job, dx, dy, residual, "residual", mask, typenum)
-    check_activation(activation)
-    job.activation = activation
-    if g is not None:
-        check_out(g, "g", job.size, typenum)
-        job.plan.g = <char *>cnp.PyArray_DATA(g)
+    take_activation(&job, activation, g, typenum)
     job.plan.fused = &fused_cols_f32
     if job.storage == F64:
         job.plan.fused = &fused_cols_f64

@@ -36,38 +36,9 @@ INLINE Coefficients coefficients_from(const Coefficients *columns, ptrdiff_t j, 
     return moved;
 }
 
-#define STORE store_t_f32
-#define REAL float
-#define SUFFIX f32
-#define COMPUTED f32
-#include "column_fused_grads.h"
-#undef SUFFIX
-#undef COMPUTED
-#undef STORE
-#define HALF
-#define COMPUTED w32
-#define STORE store_t_f16
-#define SUFFIX f16
-#include "column_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#define STORE store_t_bf16
-#define SUFFIX bf16
-#include "column_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#undef COMPUTED
-#undef HALF
-#undef REAL
-#define STORE store_t_f64
-#define REAL double
-#define SUFFIX f64
-#define COMPUTED f64
-#include "column_fused_grads.h"
-#undef COMPUTED
-#undef SUFFIX
-#undef REAL
-#undef STORE
+#define FUSED "column_fused_grads.h"
+#define FUSED_HALVES w32
+#include "fused_storages.h"
 
 #else
 

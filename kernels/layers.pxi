@@ -202,6 +202,16 @@ cdef int start_job(
     return cnp.PyArray_TYPE(x)
 
 
+cdef int take_activation(Job *job, int activation, cnp.ndarray g, int typenum) except -1:
+    # Of a backward through it; the gradient before it goes to g, if there is one.
+    check_activation(activation)
+    job.activation = activation
+    if g is not None:
+        check_out(g, "g", job.size, typenum)
+        job.plan.g = <char *>cnp.PyArray_DATA(g)
+    return 0
+
+
 cdef char *converted(
     char *to, Parameter *given, Py_ssize_t size, double default, bint single, const void **found
 ) noexcept nogil:

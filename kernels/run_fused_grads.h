@@ -26,38 +26,9 @@ typedef struct {
                   const Channel *channel, int constant, int stream);
 } FusedRuns;
 
-#define STORE store_t_f32
-#define REAL float
-#define SUFFIX f32
-#define COMPUTED f32
-#include "run_fused_grads.h"
-#undef SUFFIX
-#undef COMPUTED
-#undef STORE
-#define HALF
-#define COMPUTED w32
-#define STORE store_t_f16
-#define SUFFIX f16
-#include "run_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#define STORE store_t_bf16
-#define SUFFIX bf16
-#include "run_fused_grads.h"
-#undef SUFFIX
-#undef STORE
-#undef COMPUTED
-#undef HALF
-#undef REAL
-#define STORE store_t_f64
-#define REAL double
-#define SUFFIX f64
-#define COMPUTED f64
-#include "run_fused_grads.h"
-#undef COMPUTED
-#undef SUFFIX
-#undef REAL
-#undef STORE
+#define FUSED "run_fused_grads.h"
+#define FUSED_HALVES w32
+#include "fused_storages.h"
 
 #else
 
