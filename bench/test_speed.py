@@ -52,7 +52,7 @@ def oracle_of(case: Case, task: Task) -> dict[str, Any]:
 def test_speed(case: Case, task: Task, engine: Engine, benchmark: Any) -> None:
     problem = problem_of(case)
     call = engine.call(problem, task)
-    if call is None:
+    if call is None:  # only the call of a problem, made of arrays, says so
         pytest.skip(f"{engine.title} has no {task.name}")
     verdict = verify(problem, call, oracle_of(case, task), strict=engine.ours)
     assert verdict.complaint == ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from normcore.layer import Layer as NormcoreLayer
+from normcore.fused import FusedLayer
 
 Array = np.ndarray[Any, Any]
 MOMENTUM = 0.9
@@ -111,7 +111,7 @@ class Norm:
     Its own `freeze` is respected: gradients of what is frozen stay 0.
     """
 
-    def __init__(self, layer: NormcoreLayer, channels: int | None = None) -> None:
+    def __init__(self, layer: FusedLayer, channels: int | None = None) -> None:
         self.layer = layer
         self._channels = channels
         self._of = {
@@ -126,12 +126,12 @@ class Norm:
             self.layer.train(training)
         # Only an evaluation-mode forward leaves its input to us; x is kept for its backward.
         self._x = self._seen(x)
-        y: Array = self.layer(self._x)  # type: ignore[operator]  # each layer has its own call
+        y: Array = self.layer(self._x)
         return y.reshape(x.shape)
 
     def backward(self, dy: Array) -> Array:
         x = None if self.layer.training else self._x
-        found: Any = self.layer.backward(self._seen(dy), x)  # type: ignore[attr-defined]  # likewise
+        found = self.layer.backward(self._seen(dy), x)
         for name, parameter in self._of.items():
             gradient = getattr(found, name)
             parameter.grad[...] = 0 if gradient is None else gradient
