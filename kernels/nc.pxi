@@ -57,7 +57,7 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
         units(unit_sums, job, plan, team, False)
         wait(team)
         pieces(piece_first_totals, job, plan, team)
-        if any_of(plan.bad + team.b * plan.pieces, (team.b_end - team.b) * plan.pieces):
+        if any_of(plan.bad, (team.b_end - team.b) * plan.pieces):
             units(unit_sums, job, plan, team, False)
             wait(team)
             pieces(piece_last_totals, job, plan, team)
@@ -65,65 +65,107 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
         pieces(piece_settle, job, plan, team)
     if job.kind != NOTHING:
         units(unit_elementwise, job, plan, team, True)
+        if job.before != NULL:
+            # The next b's coefficients take the place of these.
+            wait(team)
 
 
 cdef void steps(
-    Job *job, Plan *plan, bint reduce, Py_ssize_t first, Py_ssize_t last, Py_ssize_t step, int t,
-    int size,
+    Job *job, const Plan *shared, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size,
+    int slab,
 ) noexcept nogil:
-    # All sweeps of `step` b at a time.
+    # All sweeps of as many b at a time as a team has memory for; it has that of the given slab.
+    cdef Plan plan = shared[0]
     cdef Team team
     team.t, team.size = t, size
     team.b = first
+    give_slab(job, &plan, reduce, slab)
     while team.b < last:
-        team.b_end = min(last, team.b + step)
-        sweeps(job, plan, reduce, &team)
+        plan.base = team.b
+        team.b_end = min(last, team.b + plan.held)
+        sweeps(job, &plan, reduce, &team)
         team.b = team.b_end
     if job.stream:
         stream_fence()
 
 
-cdef void run(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
-    # Whole b must leave the busiest thread at most a quarter above the average.
-    cdef Py_ssize_t most = (plan.b + threads - 1) // threads, b = plan.b
-    cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
-    cdef int t
-    if threads == 1:
-        steps(job, plan, reduce, 0, b, 1, 0, 1)
-    elif reduce and job.kind != NOTHING and read >= TEAM_BYTES:
-        with parallel(num_threads=threads):
-            steps(job, plan, reduce, 0, plan.b, 1, threadid(), omp_get_num_threads())
-    elif 4 * most * threads <= 5 * b:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            steps(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 1, 0, 1)
-    else:
-        with parallel(num_threads=threads):
-            steps(job, plan, reduce, 0, plan.b, plan.b, threadid(), omp_get_num_threads())
+cdef Py_ssize_t table_size(const Plan *plan) noexcept nogil:
+    # In doubles, with room to move it against a cache line.
+    cdef Py_ssize_t size = plan.held * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
+    return size // <Py_ssize_t>sizeof(double) + 17
+
+
+cdef Py_ssize_t totals_size(Job *job, const Plan *plan, bint reduce) noexcept nogil:
+    return plan.held * plan.units * job.width * plan.wide if reduce else 0
+
+
+cdef Py_ssize_t slab_size(Job *job, const Plan *plan, bint reduce) noexcept nogil:
+    # In doubles: whole cache lines, and one that no other team writes to.
+    cdef Py_ssize_t size = plan.held * plan.wide + totals_size(job, plan, reduce)
+    size += table_size(plan) * (1 if job.before == NULL else 2)
+    size += 3 * plan.held * plan.pieces // <Py_ssize_t>sizeof(double) + 1
+    return (size + 15) // 8 * 8
+
+
+cdef void give_slab(Job *job, Plan *plan, bint reduce, int slab) noexcept nogil:
+    cdef Py_ssize_t table = table_size(plan)
+    plan.shift += slab * slab_size(job, plan, reduce)
+    plan.totals = plan.shift + plan.held * plan.wide
+    plan.packed = <char *>(plan.totals + totals_size(job, plan, reduce))
+    plan.before = <char *>(<double *>plan.packed + table)
+    plan.bad = <unsigned char *>(<double *>plan.packed + (table if job.before == NULL else 2 * table))
+    plan.uneven = plan.bad + plan.held * plan.pieces
+    plan.uneven_before = plan.uneven + plan.held * plan.pieces
+    # As far from a cache line as the output: where one is aligned, so is the other.
+    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
 
 
 cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil:
     # False if there is no memory; nothing has been written then.
-    cdef Py_ssize_t totals, packed, tables
-    totals = plan.b * plan.units * job.width * plan.wide if reduce else 0
-    packed = plan.b * (plan.wide + WRAP) * COEFFICIENTS * plan.columns.itemsize
-    packed = packed // <Py_ssize_t>sizeof(double) + 17
-    tables = packed if job.before == NULL else 2 * packed
-    plan.shift = scratch(
-        plan.b * plan.wide + totals + tables
-        + 3 * plan.b * plan.pieces // <Py_ssize_t>sizeof(double) + 1)
-    if plan.shift == NULL:
+    # Whole b must leave the busiest thread at most a quarter above the average.
+    cdef Py_ssize_t most = (plan.b + threads - 1) // threads, b = plan.b
+    cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
+    cdef bint team = threads > 1 and reduce and job.kind != NOTHING and read >= TEAM_BYTES
+    cdef bint alone = threads == 1 or not team and 4 * most * threads <= 5 * b
+    cdef double *memory
+    cdef int t
+    plan.held = 1 if team or alone else plan.b
+    if job.stream and reduce and read <= (threads if team else 1) * TEAM_BYTES:
+        job.stream = TO_MEMORY_FROM_CACHE
+    memory = scratch((threads if alone else 1) * slab_size(job, plan, reduce) + 8)
+    if memory == NULL:
         return False
-    plan.totals = plan.shift + plan.b * plan.wide
-    # As far from a cache line as the output: where one is aligned, so is the other.
-    plan.packed = <char *>(plan.totals + totals)
-    plan.packed += <size_t>job.out % 64 + (64 - <size_t>plan.packed % 64) % 64
-    plan.before = <char *>(plan.totals + totals + packed)
-    plan.bad = <unsigned char *>(plan.totals + totals + tables)
-    plan.uneven = plan.bad + plan.b * plan.pieces
-    plan.uneven_before = plan.uneven + plan.b * plan.pieces
-    run(job, plan, reduce, threads)
-    PyMem_RawFree(plan.shift)
+    # Vectors of totals that lie across two lines make sums a quarter slower.
+    plan.shift = memory + (64 - <size_t>memory % 64) % 64 // sizeof(double)
+    if threads == 1:
+        steps(job, plan, reduce, 0, b, 0, 1, 0)
+    elif alone:
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            steps(job, plan, reduce, b * t // threads, b * (t + 1) // threads, 0, 1, t)
+    else:
+        with parallel(num_threads=threads):
+            steps(job, plan, reduce, 0, plan.b, threadid(), omp_get_num_threads(), 0)
+    PyMem_RawFree(memory)
     return True
+
+
+cdef int give_mask(
+    Job *job, object mask, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
+) except -1:
+    # (b, m): whole rows.
+    cdef const unsigned char *bytes_ = mask_data(mask)
+    cdef Py_ssize_t i, at, each = job.statistics // max(1, b)
+    if bytes_ == NULL or job.size == 0:
+        return 0
+    if cnp.PyArray_SIZE(mask) != b * m:
+        refuse("mask", f"{b * m} elements", f"shape {mask.shape}")
+    job.mask = bytes_
+    job.counts = job.shift + job.cells
+    for i in range(b):
+        job.counts[i * each] = mask_count(bytes_ + i * m, m) * job.merged
+        for at in range(i * each + 1, (i + 1) * each):
+            job.counts[at] = job.counts[i * each]
+    return 0
 
 
 cdef int launch(

@@ -4,6 +4,7 @@
 cdef extern from "column_fused_grads.h" nogil:
     enum: COEFFICIENTS
     enum: WRAP
+    enum: TO_MEMORY_FROM_CACHE
     ctypedef struct Block:
         Py_ssize_t rows, cols
     ctypedef struct Coefficients:
@@ -76,11 +77,13 @@ cdef struct Plan:
     Py_ssize_t units       # units of one b
     Py_ssize_t piece       # columns that are settled at a time: whole statistics
     Py_ssize_t pieces      # of one b
-    double *shift          # (b, wide): the channel's shift under every column
-    double *totals         # (b, units, width, wide): sums of every unit
-    char *packed           # (COEFFICIENTS, b, wide + WRAP) in the type computed in
+    # Memory of the b that one team has in hand, `held` of them from `base` on.
+    Py_ssize_t held, base
+    double *shift          # (held, wide): the channel's shift under every column
+    double *totals         # (held, units, width, wide): sums of every unit
+    char *packed           # (COEFFICIENTS, held, wide + WRAP) in the type computed in
     char *before           # the same of what an activation was applied to
-    # (b, pieces): is a shift bad; is a channel not plain, as it is and before the activation
+    # (held, pieces): is a shift bad; is a channel not plain, as it is and before the activation
     unsigned char *bad
     unsigned char *uneven
     unsigned char *uneven_before
@@ -89,7 +92,7 @@ cdef struct Plan:
 cdef void make_plan(
     Plan *plan, Job *job, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
 ) noexcept nogil:
-    cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, m * c // UNITS))
+    cdef Py_ssize_t block = max(UNIT_BLOCK_LEAST, min(UNIT_BLOCK, b * m * c // UNITS))
     plan.columns = &columns_f32
     plan.fused = &fused_columns_f32
     if job.storage == F64:
@@ -106,8 +109,12 @@ cdef void make_plan(
     plan.fold = 1 if job.mask != NULL else max(1, min(m, fold_of(c, 64 // job.itemsize)))
     plan.wide = plan.fold * c
     plan.rows = m // plan.fold
-    plan.unit = max(8, block // plan.wide // 8 * 8)
-    plan.units = (m + plan.fold * plan.unit - 1) // (plan.fold * plan.unit)
+    plan.units = (plan.rows + max(8, block // plan.wide) - 1) // max(8, block // plan.wide)
+    if plan.units > 2:
+        # As many for each of 2 or 4 threads.
+        plan.units = (plan.units + 3) // 4 * 4
+    plan.unit = (plan.rows + plan.units - 1) // plan.units
+    plan.units = (plan.rows + plan.unit - 1) // plan.unit
     plan.piece = job.merged * max(1, PIECE // job.merged)
     plan.pieces = (c + plan.piece - 1) // plan.piece
 
@@ -132,9 +139,9 @@ cdef inline bint any_of(const unsigned char *flags, Py_ssize_t size) noexcept no
 
 
 cdef struct Part:
-    # Rows of one b: the block, where it starts in x, and its first column in (b, wide).
+    # Rows of one b: the block, where it starts in x, and which of the b held it is.
     Block block
-    Py_ssize_t at, column
+    Py_ssize_t at, slot
 
 
 cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
@@ -148,23 +155,22 @@ cdef inline Part part_of(Plan *plan, Py_ssize_t item, bint rest) noexcept nogil:
         part.block.cols = plan.m % plan.fold * plan.c
         part.block.rows = 1 if unit == plan.units - 1 and part.block.cols > 0 else 0
     part.at = b * plan.m * plan.c + row * plan.wide
-    part.column = b * plan.wide
+    part.slot = b - plan.base
     return part
 
 
 cdef Coefficients coefficients_of(
-    Job *job, Plan *plan, Py_ssize_t b, char *packed, const unsigned char *uneven,
-    const Channel *channels
+    Plan *plan, Py_ssize_t slot, char *packed, const unsigned char *uneven, const Channel *channels
 ) noexcept nogil:
-    # Of one b.
+    # Of one b; `channels` are those of all.
     cdef Coefficients by
-    by.pitch = plan.b * (plan.wide + WRAP)
+    by.pitch = plan.held * (plan.wide + WRAP)
     by.period = plan.c
     by.first = 0
-    by.packed = packed + b * (plan.wide + WRAP) * plan.columns.itemsize
+    by.packed = packed + slot * (plan.wide + WRAP) * plan.columns.itemsize
     by.channels = NULL
-    if any_of(uneven + b * plan.pieces, plan.pieces):
-        by.channels = channels + b * plan.c
+    if any_of(uneven + slot * plan.pieces, plan.pieces):
+        by.channels = channels + (plan.base + slot) * plan.c
     return by
 
 
@@ -175,26 +181,25 @@ cdef ColumnSlope slope_at(Job *job, Plan *plan, const Part *part) noexcept nogil
     slope.x = job.x + at
     slope.residual = residual_at(job, at)
     slope.before = coefficients_of(
-        job, plan, part.column // plan.wide, plan.before, plan.uneven_before, job.before)
+        plan, part.slot, plan.before, plan.uneven_before, job.before)
     slope.activation = job.activation
     return slope
 
 
 cdef void part_sums(Job *job, Plan *plan, const Part *part, double *totals) noexcept nogil:
     cdef Py_ssize_t at = part.at * job.itemsize
+    cdef const double *shift = plan.shift + part.slot * plan.wide
     cdef ColumnSlope slope
     if job.before != NULL:
         slope = slope_at(job, plan, part)
         plan.fused.sums(
-            totals, totals + plan.wide, totals + 2 * plan.wide, &slope, &part.block,
-            plan.shift + part.column)
+            totals, totals + plan.wide, totals + 2 * plan.wide, &slope, &part.block, shift)
     elif job.gradient_sums:
         plan.columns.grad_sums(
             totals, totals + plan.wide, totals + 2 * plan.wide, job.dy + at, job.x + at,
-            &part.block, plan.shift + part.column)
+            &part.block, shift)
     else:
-        plan.columns.sums(
-            totals, totals + plan.wide, job.x + at, &part.block, plan.shift + part.column)
+        plan.columns.sums(totals, totals + plan.wide, job.x + at, &part.block, shift)
 
 
 cdef void part_elementwise(
@@ -235,12 +240,11 @@ cdef Py_ssize_t kept_rows(Job *job, Plan *plan, Part *part, Part *run) noexcept 
 
 
 cdef void unit_sums(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    cdef double *totals = plan.totals + item * job.width * plan.wide
+    cdef Py_ssize_t size = job.width * plan.wide
+    cdef double *totals = plan.totals + (item - plan.base * plan.units) * size
     cdef Part part, kept
-    cdef Py_ssize_t at
     cdef int rest
-    for at in range(job.width * plan.wide):
-        totals[at] = 0.0
+    memset(totals, 0, size * sizeof(double))
     for rest in range(2):
         part = part_of(plan, item, rest)
         if job.mask == NULL:
@@ -253,7 +257,7 @@ cdef void unit_sums(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
 
 cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Coefficients by = coefficients_of(
-        job, plan, item // plan.units, plan.packed, plan.uneven, job.channels)
+        plan, item // plan.units - plan.base, plan.packed, plan.uneven, job.channels)
     cdef Part part, kept
     cdef int rest
     for rest in range(2):
@@ -269,13 +273,16 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
 
 
 cdef struct Piece:
-    # Some columns of one b: first to last of c, the first's cell, their statistics.
-    Py_ssize_t b, first, last, cell, statistic, statistic_end
+    # Some columns of one b, which is one of the b held: first to last of c, the first's cell, their
+    # statistics; which of the pieces of all b held it is.
+    Py_ssize_t b, slot, first, last, cell, statistic, statistic_end, held
 
 
 cdef inline Piece piece_of(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     cdef Piece piece
     piece.b = item // plan.pieces
+    piece.slot = piece.b - plan.base
+    piece.held = item - plan.base * plan.pieces
     piece.first = item % plan.pieces * plan.piece
     piece.last = min(plan.c, piece.first + plan.piece)
     piece.cell = piece.b * plan.c + piece.first
@@ -288,47 +295,51 @@ cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The shifts of a piece of channels, in a forward found here. With a mask 0: what is masked must
     # not be looked at, and a shift far off costs but a second sweep.
     cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t i
+    cdef const char *x = job.x + piece.b * plan.m * plan.c * job.itemsize
+    cdef double *shift = job.shift + piece.b * plan.c
+    cdef Py_ssize_t i, at
     cdef Block block
     if not job.gradient_sums:
         block.rows = plan.m
         block.cols = plan.c
-        if job.mask == NULL:
-            plan.columns.first_shifts(
-                job.shift + piece.b * plan.c, job.x + piece.b * plan.m * plan.c * job.itemsize,
-                &block, piece.first, piece.last)
+        if job.mask == NULL and job.merged == 1:
+            plan.columns.first_shifts(shift, x, &block, piece.first, piece.last)
         for i in range(piece.statistic, piece.statistic_end):
-            share_shift(job, i, 0.0 if job.mask != NULL else job.shift[i * job.merged])
+            at = piece.first + (i - piece.statistic) * job.merged
+            if job.mask == NULL and job.merged > 1:
+                plan.columns.first_shifts(shift, x, &block, at, at + 1)
+            share_shift(job, i, 0.0 if job.mask != NULL else shift[at])
     if job.before != NULL:
         piece_pack(
-            plan, &piece, job.before + piece.b * plan.c, plan.before, plan.uneven_before + item, 0)
+            plan, &piece, job.before + piece.b * plan.c, plan.before,
+            plan.uneven_before + piece.held, 0)
     piece_spread(job, plan, item)
 
 
 cdef void piece_spread(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The shifts under every folded column.
     cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t j, k
+    cdef double *shift = plan.shift + piece.slot * plan.wide + piece.first
+    cdef Py_ssize_t k
     for k in range(plan.fold):
-        for j in range(piece.first, piece.last):
-            plan.shift[piece.b * plan.wide + k * plan.c + j] = job.shift[piece.b * plan.c + j]
+        memcpy(
+            shift + k * plan.c, job.shift + piece.cell, (piece.last - piece.first) * sizeof(double))
 
 
 cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # Unit by unit in order, whoever summed them.
     cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t j, k, f, unit
+    cdef Py_ssize_t k, f, unit, size = piece.last - piece.first
     cdef double *sums
     cdef const double *totals
     for k in range(job.width):
-        sums = job.sums + k * job.cells + piece.b * plan.c
-        for j in range(piece.first, piece.last):
-            sums[j] = 0.0
+        sums = job.sums + k * job.cells + piece.cell
+        memset(sums, 0, size * sizeof(double))
         for unit in range(plan.units):
-            totals = plan.totals + ((piece.b * plan.units + unit) * job.width + k) * plan.wide
+            totals = plan.totals + (
+                (piece.slot * plan.units + unit) * job.width + k) * plan.wide + piece.first
             for f in range(plan.fold):
-                for j in range(piece.first, piece.last):
-                    sums[j] += totals[f * plan.c + j]
+                add_all(sums, totals + f * plan.c, size)
 
 
 cdef void piece_first_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
@@ -336,12 +347,12 @@ cdef void piece_first_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nog
     cdef Piece piece = piece_of(job, plan, item)
     cdef Py_ssize_t i
     piece_totals(job, plan, item)
-    plan.bad[item] = False
+    plan.bad[piece.held] = False
     if not job.gradient_sums:
         for i in range(piece.statistic, piece.statistic_end):
             if shift_was_bad(job, i):
-                plan.bad[item] = True
-    if plan.bad[item]:
+                plan.bad[piece.held] = True
+    if plan.bad[piece.held]:
         piece_spread(job, plan, item)
     else:
         piece_settle(job, plan, item)
@@ -356,10 +367,10 @@ cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
     # The statistics of a piece of channels, and their coefficients as the vector loops want them.
     cdef Piece piece = piece_of(job, plan, item)
     job.settle(job, piece.statistic, piece.statistic_end)
-    plan.uneven[item] = False
+    plan.uneven[piece.held] = False
     if job.kind != NOTHING:
         piece_pack(
-            plan, &piece, job.channels + piece.b * plan.c, plan.packed, plan.uneven + item,
+            plan, &piece, job.channels + piece.b * plan.c, plan.packed, plan.uneven + piece.held,
             job.kind == GRADIENT)
 
 
@@ -368,32 +379,13 @@ cdef void piece_pack(
     bint gradient
 ) noexcept nogil:
     # `channels` of one b.
-    cdef Py_ssize_t j, lap = 0, row = plan.wide + WRAP, pitch = plan.b * row
+    cdef Py_ssize_t j, lap = 0, row = plan.wide + WRAP, pitch = plan.held * row
     uneven[0] = False
     for j in range(piece.first, piece.last):
         if channels[j].kind != PLAIN_CHANNEL:
             uneven[0] = True
     while lap + piece.first < row:
         plan.columns.pack(
-            packed, pitch, piece.b * row + lap + piece.first, channels + piece.first,
+            packed, pitch, piece.slot * row + lap + piece.first, channels + piece.first,
             min(piece.last, row - lap) - piece.first, gradient)
         lap += plan.c
-
-
-cdef int give_mask(
-    Job *job, object mask, Py_ssize_t b, Py_ssize_t m, Py_ssize_t c
-) except -1:
-    # (b, m): whole rows.
-    cdef const unsigned char *bytes_ = mask_data(mask)
-    cdef Py_ssize_t i, at, each = job.statistics // max(1, b)
-    if bytes_ == NULL or job.size == 0:
-        return 0
-    if cnp.PyArray_SIZE(mask) != b * m:
-        refuse("mask", f"{b * m} elements", f"shape {mask.shape}")
-    job.mask = bytes_
-    job.counts = job.shift + job.cells
-    for i in range(b):
-        job.counts[i * each] = mask_count(bytes_ + i * m, m) * job.merged
-        for at in range(i * each + 1, (i + 1) * each):
-            job.counts[at] = job.counts[i * each]
-    return 0

@@ -82,7 +82,7 @@ cdef struct Job:
     Py_ssize_t parameters      # channel i has parameter i % parameters
     double count               # elements behind one statistic, unless there is a mask
     double *counts             # (statistics,), with a mask
-    bint stream
+    int stream                 # past the caches; as columns.h says
     bint gradient_sums         # sums of dy and x, not of x alone
     int activation
     int width                  # sums per channel
@@ -128,19 +128,9 @@ cdef void no_gradient(Job *job, Py_ssize_t at, Py_ssize_t len) noexcept nogil:
 
 
 cdef inline double merge(Job *job, int k, Py_ssize_t statistic) noexcept nogil:
-    # Sum k of a statistic, over its channels in order; compensated (Neumaier), because a group may
-    # have thousands: without, var of 4099 was off by 4.2e-15.
+    # Sum k of a statistic, over its channels.
     cdef const double *sums = job.sums + k * job.cells + statistic * job.merged
-    cdef double total = sums[0], lost = 0.0, new
-    cdef Py_ssize_t i
-    for i in range(1, job.merged):
-        new = total + sums[i]
-        if fabs(total) >= fabs(sums[i]):
-            lost += (total - new) + sums[i]
-        else:
-            lost += (sums[i] - new) + total
-        total = new
-    return total + lost if isfinite(lost) else total
+    return sums[0] if job.merged == 1 else merged_sum(sums, job.merged)
 
 
 cdef void share_shift(Job *job, Py_ssize_t statistic, double shift) noexcept nogil:

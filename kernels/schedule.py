@@ -28,9 +28,12 @@ UNIT_ELEMENTS = 8192
 """nchw: a unit is this many elements in whole runs, or a piece of a run twice as long as this."""
 
 UNITS, UNIT_BLOCK_LEAST, UNIT_BLOCK = 16, 4096, 65536
-"""nc: a unit is rows that hold a sixteenth of the elements, but no fewer and no more than
-this many elements, and at least 8 rows. With fixed units of 65536, two threads gained nothing below
-131072 elements; the sums of a unit are a sixteenth of what it reads at 256 columns."""
+"""nc: a unit is rows that hold a sixteenth of the elements (in Numba: of those of one b), but no
+fewer and no more than this many elements, and at least 8 rows. With fixed units of 65536, two
+threads gained nothing below 131072 elements; the sums of a unit are a sixteenth of what it reads at
+256 columns: with 16 units in each of 32 b, group norm of (32, 28, 28, 256) took 1.31 of the copy,
+with 4 of them 1.26. Cython makes their number a multiple of 4, so that 2 or 4 threads have as much
+to do; 17 of them had taken 2 to 4 % longer."""
 
 RUN_BYTES = 4096
 """nchw: channels are taken together until n runs of at least this many bytes lie contiguous;

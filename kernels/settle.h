@@ -1,6 +1,6 @@
-/* Statistics of one channel each, a vector of them at a time: the divisions and square roots of 64
-   channels, one by one, were a quarter of a call with an array of (1, 64). Every operation rounds
-   as it does alone, so the bits are those of passes.pxi. */
+/* The step between sums and coefficients, a vector of channels at a time: the divisions and square
+   roots of 64 channels, one by one, were a quarter of a call with an array of (1, 64). Every
+   operation rounds as it does alone, so the bits are those of settle.pxi. */
 #ifndef NORMCORE_SETTLE_H
 #define NORMCORE_SETTLE_H
 
@@ -50,25 +50,65 @@ INLINE void parameters_of(ptrdiff_t size, const Parameter *given, ptrdiff_t firs
             found[i] = otherwise;
 }
 
-/* The coefficients of channels from `first` on, computed in float32; 0 if not all of them are
-   plain: split_mean in passes.pxi then says what they are. */
-KERNEL int plain_channels(ptrdiff_t size, ptrdiff_t first, const double *restrict mean,
-                          const double *restrict lo, const double *restrict rstd,
-                          const Parameter *weight, const Parameter *bias,
-                          Channel *restrict channels) {
+INLINE void add_all(double *restrict to, const double *restrict from, ptrdiff_t size) {
+    for (ptrdiff_t i = 0; i < size; i++)
+        to[i] += from[i];
+}
+
+/* The sum of up to LANES doubles: lanes, then lanes in pairs. */
+INLINE double block_sum(const double *p, ptrdiff_t size) {
+    vec_f64 lanes = {0};
+    double parts[DOUBLES], total;
+    ptrdiff_t i = 0;
+    for (; i + DOUBLES <= size; i += DOUBLES)
+        lanes += load_f64(p + i);
+    store_f64(parts, lanes);
+    for (int half = DOUBLES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++)
+            parts[k] += parts[k + half];
+    for (total = parts[0]; i < size; i++)
+        total += p[i];
+    return total;
+}
+
+/* The sum of the channels of a statistic; that of blocks is compensated, because a group may have
+   thousands: without, var of 4099 was off by 4.2e-15. One by one, with the branch of Neumaier's
+   sum, the groups of (64, 256) in 8 took half of the call. */
+KERNEL double merged_sum(const double *sums, ptrdiff_t size) {
+    double total = block_sum(sums, size < LANES ? size : LANES), lost = 0.0;
+    for (ptrdiff_t i = LANES; i < size; i += LANES) {
+        const double block = block_sum(sums + i, size - i < LANES ? size - i : LANES);
+        const double sum = total + block, added = sum - total;
+        lost += (total - (sum - added)) + (block - added);
+        total = sum;
+    }
+    return isfinite(lost) ? total + lost : total;
+}
+
+/* The coefficients of channels from `first` on, of which the first one has parameter `parameter`;
+   computed in float32 if `narrow`. 0 if not all of them are plain: split_mean in passes.pxi then
+   says what they are. */
+KERNEL int plain_channels(ptrdiff_t size, ptrdiff_t first, ptrdiff_t parameter, int narrow,
+                          const double *restrict mean, const double *restrict lo,
+                          const double *restrict rstd, const Parameter *weight,
+                          const Parameter *bias, Channel *restrict channels) {
     double scale[SETTLED], shift[SETTLED];
     int wide = 0;
-    parameters_of(size, weight, first, 1.0, scale);
-    parameters_of(size, bias, first, 0.0, shift);
+    parameters_of(size, weight, parameter, 1.0, scale);
+    parameters_of(size, bias, parameter, 0.0, shift);
     for (ptrdiff_t i = 0; i < size; i++)
         scale[i] *= rstd[i];
-    for (ptrdiff_t i = 0; i < size; i++)
-        wide |= !(fabs(mean[i]) <= 4e37) | !(rstd[i] >= 1e-30) | !(rstd[i] <= 1e30) |
-                !(fabs(scale[i]) <= 1e30);
+    if (narrow)
+        for (ptrdiff_t i = 0; i < size; i++)
+            wide |= !(fabs(mean[i]) <= 4e37) | !(rstd[i] >= 1e-30) | !(rstd[i] <= 1e30) |
+                    !(fabs(scale[i]) <= 1e30);
+    else
+        for (ptrdiff_t i = 0; i < size; i++)
+            wide |= rstd[i] == 0.0;
     if (wide)
         return 0;
     for (ptrdiff_t i = 0; i < size; i++) {
-        const double hi = (float)(mean[i] + lo[i]);
+        const double hi = narrow ? (float)(mean[i] + lo[i]) : mean[i];
         channels[first + i].hi = hi;
         channels[first + i].lo = (mean[i] - hi) + lo[i];
         channels[first + i].scale = scale[i];
@@ -76,6 +116,73 @@ KERNEL int plain_channels(ptrdiff_t size, ptrdiff_t first, const double *restric
         channels[first + i].kind = PLAIN_CHANNEL;
     }
     return 1;
+}
+
+/* sum(weight * sums) over the channels of a statistic. */
+KERNEL double weighted_sum(const double *sums, ptrdiff_t size, const Parameter *weight,
+                           ptrdiff_t parameter) {
+    double products[SETTLED], total = 0.0;
+    for (ptrdiff_t i = 0; i < size; i += SETTLED) {
+        const ptrdiff_t some = size - i < SETTLED ? size - i : SETTLED;
+        parameters_of(some, weight, parameter + i, 1.0, products);
+        for (ptrdiff_t k = 0; k < some; k++)
+            products[k] *= sums[i + k];
+        total += merged_sum(products, some);
+    }
+    return total;
+}
+
+/* Of statistics of one channel each: what is left of the mean, and the slope of dx. */
+KERNEL void plain_slopes(ptrdiff_t size, const double *restrict product,
+                         const double *restrict deviation, const double *restrict rstd,
+                         double count, const Parameter *weight, ptrdiff_t parameter,
+                         double *restrict rest, double *restrict slope) {
+    double scale[SETTLED];
+    parameters_of(size, weight, parameter, 1.0, scale);
+    for (ptrdiff_t i = 0; i < size; i++) {
+        rest[i] = deviation[i] / count;
+        slope[i] = rstd[i] * rstd[i] * rstd[i] * (scale[i] * product[i] / count);
+    }
+}
+
+/* As plain_channels, of a backward. `count` elements have gone into sum_dy of a channel; mean_dy
+   is NULL where a channel is a statistic: it is then (sum_dy / count) * scale, and what dy_shift
+   has of that is better left out before than subtracted. */
+KERNEL int plain_gradients(ptrdiff_t size, ptrdiff_t first, ptrdiff_t parameter, int narrow,
+                           const double *restrict mean, const double *restrict lo,
+                           const double *restrict rstd, const double *restrict slope,
+                           const double *restrict mean_dy, const double *restrict sum_dy,
+                           double count, const Parameter *weight, Channel *restrict channels) {
+    const Parameter none = {NULL, NULL};
+    int wide = 0;
+    if (narrow)
+        for (ptrdiff_t i = 0; i < size; i++)
+            wide |= (slope[i] != 0.0) &
+                    (!(fabs(slope[i]) <= 1e30) | !(fabs(slope[i]) >= 1e-30));
+    if (wide || !plain_channels(size, first, parameter, narrow, mean, lo, rstd, weight, &none,
+                                channels))
+        return 0;
+    for (ptrdiff_t i = 0; i < size; i++) {
+        Channel *channel = channels + first + i;
+        const double own = sum_dy[i] / count, dy_shift = narrow ? (float)own : own;
+        channel->slope = slope[i];
+        channel->dy_shift = dy_shift;
+        channel->rest = mean_dy == NULL ? (own - dy_shift) * channel->scale
+                                        : mean_dy[i] - channel->scale * dy_shift;
+    }
+    return 1;
+}
+
+/* Adds what channels give to the gradients of their parameters; they share one rstd, or have one
+   each if `step` is 1. */
+KERNEL void add_parameter_grads(ptrdiff_t size, const double *restrict sum,
+                                const double *restrict product, const double *restrict rstd,
+                                ptrdiff_t step, double *restrict dweight,
+                                double *restrict dbias) {
+    for (ptrdiff_t i = 0; i < size; i++) {
+        dweight[i] += product[i] * rstd[i * step];
+        dbias[i] += sum[i];
+    }
 }
 
 #endif

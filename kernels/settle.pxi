@@ -6,9 +6,24 @@ cdef extern from "settle.h" nogil:
     void plain_statistics(
         Py_ssize_t size, const double *sum, const double *square, const double *shift,
         double count, double eps, double *lo, double *mean, double *var, double *rstd)
+    void add_all(double *to, const double *from_, Py_ssize_t size)
+    double merged_sum(const double *sums, Py_ssize_t size)
     int plain_channels(
-        Py_ssize_t size, Py_ssize_t first, const double *mean, const double *lo,
-        const double *rstd, const Parameter *weight, const Parameter *bias, Channel *channels)
+        Py_ssize_t size, Py_ssize_t first, Py_ssize_t parameter, int narrow, const double *mean,
+        const double *lo, const double *rstd, const Parameter *weight, const Parameter *bias,
+        Channel *channels)
+    double weighted_sum(
+        const double *sums, Py_ssize_t size, const Parameter *weight, Py_ssize_t parameter)
+    void plain_slopes(
+        Py_ssize_t size, const double *product, const double *deviation, const double *rstd,
+        double count, const Parameter *weight, Py_ssize_t parameter, double *rest, double *slope)
+    int plain_gradients(
+        Py_ssize_t size, Py_ssize_t first, Py_ssize_t parameter, int narrow, const double *mean,
+        const double *lo, const double *rstd, const double *slope, const double *mean_dy,
+        const double *sum_dy, double count, const Parameter *weight, Channel *channels)
+    void add_parameter_grads(
+        Py_ssize_t size, const double *sum, const double *product, const double *rstd,
+        Py_ssize_t step, double *dweight, double *dbias)
     void parameters_of(
         Py_ssize_t size, const Parameter *given, Py_ssize_t first, double otherwise, double *found)
     void rstd_of(
@@ -65,20 +80,57 @@ cdef double settle_statistics(Job *job, Py_ssize_t statistic) noexcept nogil:
     return lo
 
 
+cdef inline Py_ssize_t run_of(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    # Up to SETTLED channels from `first` on, whose parameters are adjacent.
+    return min(min(<Py_ssize_t>SETTLED, last - first), job.parameters - parameter_of(job, first))
+
+
+cdef void give_run(
+    Job *job, Py_ssize_t first, Py_ssize_t size, const double *mean, const double *lo,
+    const double *rstd,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if plain_channels(
+        size, first, parameter_of(job, first), job.storage != F64, mean, lo, rstd, &job.weight,
+        &job.bias, job.channels
+    ):
+        return
+    for i in range(size):
+        split_mean(job, first + i, mean[i], lo[i], rstd[i])
+        job.channels[first + i].bias = value(&job.bias, parameter_of(job, first + i), 0.0)
+
+
+cdef inline void fill(double *values, Py_ssize_t size, double value) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        values[i] = value
+
+
 cdef void give_channels(
     Job *job, Py_ssize_t first, Py_ssize_t size, const double *mean, const double *lo,
     const double *rstd,
 ) noexcept nogil:
     # Coefficients of the channels of up to SETTLED statistics.
-    cdef Py_ssize_t i, k
-    if job.merged == 1 and job.storage != F64 and job.parameters == job.cells and plain_channels(
-        size, first, mean, lo, rstd, &job.weight, &job.bias, job.channels
-    ):
-        return
+    cdef double means[SETTLED]
+    cdef double los[SETTLED]
+    cdef double rstds[SETTLED]
+    cdef Py_ssize_t k, at, run
     for k in range(size):
-        for i in range((first + k) * job.merged, (first + k + 1) * job.merged):
-            split_mean(job, i, mean[k], lo[k], rstd[k])
-            job.channels[i].bias = value(&job.bias, parameter_of(job, i), 0.0)
+        if job.merged > 1:
+            run = min(<Py_ssize_t>SETTLED, job.merged)
+            fill(means, run, mean[k])
+            fill(los, run, lo[k])
+            fill(rstds, run, rstd[k])
+            at = (first + k) * job.merged
+            while at < (first + k + 1) * job.merged:
+                run = run_of(job, at, (first + k + 1) * job.merged)
+                give_run(job, at, run, means, los, rstds)
+                at += run
+    at = first
+    while job.merged == 1 and at < first + size:
+        run = run_of(job, at, first + size)
+        give_run(job, at, run, mean + (at - first), lo + (at - first), rstd + (at - first))
+        at += run
 
 
 cdef void settle_forward(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -168,79 +220,138 @@ cdef void settle_sums(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogi
         job.to_var[i] = job.sums[job.cells + i] - off_mean(job, i) * job.sums[i]
 
 
+cdef void give_gradient(
+    Job *job, Py_ssize_t i, double rest, double rstd, double slope, double mean_dy, double count
+) noexcept nogil:
+    # `count` elements belong to the channel.
+    cdef Channel *channel = job.channels + i
+    # Near the channel's own mean of dy, so that dy - dy_shift loses nothing.
+    cdef double own = job.sums[i] / count if count > 0.0 else 0.0
+    split_mean(job, i, job.shift[i], rest, rstd)
+    channel.slope = slope
+    if job.storage != F64 and channel.kind == PLAIN_CHANNEL and is_wide_slope(slope):
+        channel.kind = WIDE_CHANNEL
+        channel.hi = job.shift[i]
+        channel.lo = rest
+    channel.dy_shift = own
+    if job.storage != F64 and channel.kind == PLAIN_CHANNEL:
+        channel.dy_shift = <float>own
+    if job.merged == 1:
+        channel.rest = (own - channel.dy_shift) * channel.scale
+    else:
+        channel.rest = mean_dy - channel.scale * channel.dy_shift
+
+
+cdef void give_gradients(
+    Job *job, Py_ssize_t first, Py_ssize_t size, const double *rest, const double *rstd,
+    const double *slope, const double *mean_dy, double count,
+) noexcept nogil:
+    # As give_run, of a backward.
+    cdef Py_ssize_t i
+    if count > 0.0 and plain_gradients(
+        size, first, parameter_of(job, first), job.storage != F64, job.shift + first, rest, rstd,
+        slope, mean_dy, job.sums + first, count, &job.weight, job.channels
+    ):
+        return
+    for i in range(size):
+        give_gradient(
+            job, first + i, rest[i], rstd[i], slope[i], 0.0 if mean_dy == NULL else mean_dy[i],
+            count)
+
+
 cdef void settle_grads(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Py_ssize_t statistic
-    for statistic in range(first, last):
-        settle_gradient(job, statistic)
+    cdef double rest[SETTLED]
+    cdef double slope[SETTLED]
+    cdef Py_ssize_t run
+    while first < last:
+        if job.merged > 1 or job.counts != NULL:
+            settle_group_grads(job, first)
+            first += 1
+            continue
+        run = run_of(job, first, last)
+        plain_slopes(
+            run, job.sums + job.cells + first, job.sums + 2 * job.cells + first, job.rstd + first,
+            job.count, &job.weight, parameter_of(job, first), rest, slope)
+        give_gradients(job, first, run, rest, job.rstd + first, slope, NULL, job.count)
+        first += run
 
 
-cdef void settle_gradient(Job *job, Py_ssize_t statistic) noexcept nogil:
-    cdef Py_ssize_t i, first = statistic * job.merged, n = job.cells
-    cdef double count = count_of(job, statistic), rstd = job.rstd[statistic]
-    cdef double rest = merge(job, 2, statistic) / count if count > 0.0 else 0.0
-    cdef double weight, own, sum_dy = 0.0, sum_dy_xmu = 0.0, slope = 0.0, mean_dy = 0.0
-    cdef Channel *channel
-    for i in range(first, first + job.merged):
-        weight = value(&job.weight, parameter_of(job, i), 1.0)
-        sum_dy += weight * job.sums[i]
-        sum_dy_xmu += weight * job.sums[n + i]
-    if count > 0.0:
-        slope = rstd * rstd * rstd * (sum_dy_xmu / count)
-        mean_dy = rstd * (sum_dy / count)
-    for i in range(first, first + job.merged):
-        channel = job.channels + i
-        split_mean(job, i, job.shift[i], rest, rstd)
-        channel.slope = slope
-        if job.storage != F64 and channel.kind == PLAIN_CHANNEL and is_wide_slope(slope):
-            channel.kind = WIDE_CHANNEL
-            channel.hi = job.shift[i]
-            channel.lo = rest
-        # Near the channel's own mean of dy, so that dy - dy_shift loses nothing.
-        own = job.sums[i] / (count / job.merged) if count > 0.0 else 0.0
-        channel.dy_shift = own
-        if job.storage != F64 and channel.kind == PLAIN_CHANNEL:
-            channel.dy_shift = <float>own
-        if job.merged == 1:
-            channel.rest = (own - channel.dy_shift) * channel.scale
-        else:
-            channel.rest = mean_dy - channel.scale * channel.dy_shift
+cdef void settle_group_grads(Job *job, Py_ssize_t statistic) noexcept nogil:
+    cdef double rest[SETTLED]
+    cdef double rstd[SETTLED]
+    cdef double slope[SETTLED]
+    cdef double mean_dy[SETTLED]
+    cdef double count = count_of(job, statistic), over = rest_of(job, statistic), sum_dy = 0.0
+    cdef double sum_dy_xmu = 0.0, inverse = job.rstd[statistic]
+    cdef Py_ssize_t first = statistic * job.merged, last = first + job.merged, at, run, parameter
+    at = first
+    while at < last:
+        parameter = parameter_of(job, at)
+        run = min(last - at, job.parameters - parameter)
+        sum_dy += weighted_sum(job.sums + at, run, &job.weight, parameter)
+        sum_dy_xmu += weighted_sum(job.sums + job.cells + at, run, &job.weight, parameter)
+        at += run
+    run = min(<Py_ssize_t>SETTLED, job.merged)
+    fill(rest, run, over)
+    fill(rstd, run, inverse)
+    fill(slope, run, inverse * inverse * inverse * (sum_dy_xmu / count) if count > 0.0 else 0.0)
+    fill(mean_dy, run, inverse * (sum_dy / count) if count > 0.0 else 0.0)
+    at = first
+    while at < last:
+        run = run_of(job, at, last)
+        give_gradients(
+            job, at, run, rest, rstd, slope, NULL if job.merged == 1 else mean_dy,
+            count / job.merged)
+        at += run
+
+
+cdef inline double rest_of(Job *job, Py_ssize_t statistic) noexcept nogil:
+    # The mean of x - mean.
+    cdef double count = count_of(job, statistic)
+    return merge(job, 2, statistic) / count if count > 0.0 else 0.0
 
 
 cdef void settle_backward(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Py_ssize_t statistic
+    cdef Py_ssize_t statistic, i
+    cdef double off
     for statistic in range(first, last):
-        settle_last(job, statistic)
-
-
-cdef void settle_last(Job *job, Py_ssize_t statistic) noexcept nogil:
-    cdef Py_ssize_t i, first = statistic * job.merged, n = job.cells
-    cdef double count = count_of(job, statistic)
-    cdef double rest = merge(job, 2, statistic) / count if count > 0.0 else 0.0
-    if job.training:
         # The deviations were taken from a mean rounded to float64. What it left over is their
         # own mean: it moves into the low part, and out of the products.
-        for i in range(first, first + job.merged):
-            job.sums[n + i] -= rest * job.sums[i]
-        settle_gradient(job, statistic)
-    else:
-        # The statistics are constants: dx = dy * rstd * weight, whatever x is.
-        for i in range(first, first + job.merged):
-            job.sums[n + i] -= off_mean(job, statistic) * job.sums[i]
-            split_mean(job, i, 0.0, 0.0, job.rstd[statistic])
-            job.channels[i].bias = 0.0
+        off = rest_of(job, statistic) if job.training else off_mean(job, statistic)
+        for i in range(statistic * job.merged, (statistic + 1) * job.merged):
+            job.sums[job.cells + i] -= off * job.sums[i]
+    if job.training:
+        settle_grads(job, first, last)
+        return
+    # The statistics are constants: dx = dy * rstd * weight, whatever x is.
+    for i in range(first * job.merged, last * job.merged):
+        split_mean(job, i, 0.0, 0.0, job.rstd[i // job.merged])
+        job.channels[i].bias = 0.0
 
 
 cdef void give_parameter_grads(Job *job) noexcept nogil:
     # Over the channels that share a parameter, in order.
-    cdef Py_ssize_t i, k
-    cdef double weight, bias
-    for k in range(job.parameters):
-        weight = 0.0
-        bias = 0.0
-        i = k
-        while i < job.cells:
-            weight += job.sums[job.cells + i] * job.rstd[i // job.merged]
-            bias += job.sums[i]
-            i += job.parameters
-        assign(&job.dweight, k, weight)
-        assign(&job.dbias, k, bias)
+    cdef double dweight[SETTLED]
+    cdef double dbias[SETTLED]
+    cdef Py_ssize_t first = 0, size, at, last, run, statistic
+    while first < job.parameters:
+        size = min(<Py_ssize_t>SETTLED, job.parameters - first)
+        fill(dweight, size, 0.0)
+        fill(dbias, size, 0.0)
+        at = first
+        while at < job.cells:
+            last = at + size
+            while at < last:
+                statistic = at // job.merged
+                run = last - at
+                if job.merged > 1:
+                    run = min(run, (statistic + 1) * job.merged - at)
+                add_parameter_grads(
+                    run, job.sums + at, job.sums + job.cells + at, job.rstd + statistic,
+                    job.merged == 1, dweight + (size - (last - at)), dbias + (size - (last - at)))
+                at += run
+            at += job.parameters - size
+        for at in range(size):
+            assign(&job.dweight, first + at, dweight[at])
+            assign(&job.dbias, first + at, dbias[at])
+        first += size
