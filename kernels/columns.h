@@ -7,12 +7,7 @@
 #ifndef REAL
 
 #include "activation.h"
-#include "simd.h"
-
-/* Coefficients of the columns in the type computed in, one array each, `pitch` elements apart. Each
-   array goes on with WRAP of its first elements: a row may be read from its first full line. */
-enum { WRAP = 32 };
-enum { HI, LO, SCALE, BIAS, SLOPE = BIAS, DY_SHIFT, REST, COEFFICIENTS };
+#include "tables.h"
 
 typedef struct {
     ptrdiff_t rows, cols;
@@ -22,13 +17,17 @@ typedef struct {
     const void *packed; /* COEFFICIENTS arrays of the type computed in */
     ptrdiff_t pitch;
     /* NULL, or the channels themselves if not all are plain: column j is channel
-       (first + j) % period. */
+       (first + j) % period; a piece of channels that is not `uneven` has only plain ones, and they
+       are not there. */
     const Channel *channels;
-    ptrdiff_t period, first;
+    const unsigned char *uneven;
+    ptrdiff_t period, first, piece;
 } Coefficients;
 
 INLINE const Channel *channel_of(const Coefficients *columns, ptrdiff_t j) {
-    return columns->channels + (columns->first + j) % columns->period;
+    static const Channel plain = {.kind = PLAIN_CHANNEL};
+    const ptrdiff_t i = (columns->first + j) % columns->period;
+    return columns->uneven[i / columns->piece] ? columns->channels + i : &plain;
 }
 
 typedef struct {
@@ -39,8 +38,6 @@ typedef struct {
                  const double *shift);
     void (*grad_sums)(double *sum, double *product, double *rest, const void *dy, const void *x,
                       const Block *block, const double *mean);
-    void (*pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column, const Channel *channels,
-                 ptrdiff_t size, int gradient);
     void (*apply)(void *y, const void *x, const Block *block, const Coefficients *columns,
                   int stream);
     void (*apply_fused)(void *y, const void *x, const void *residual, const Block *block,
@@ -109,26 +106,6 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #define AHEAD (8192 / (ptrdiff_t)sizeof(STORE))
 
 #include "column_sums.h"
-
-KERNEL void NAME(column_pack)(void *packed, ptrdiff_t pitch, ptrdiff_t column,
-                              const Channel *channels, ptrdiff_t size, int gradient) {
-    REAL *p = (REAL *)packed + column;
-    for (ptrdiff_t i = 0; i < size; i++) {
-        p[HI * pitch + i] = (REAL)channels[i].hi;
-        p[LO * pitch + i] = (REAL)channels[i].lo;
-        p[SCALE * pitch + i] = (REAL)channels[i].scale;
-    }
-    if (!gradient) {
-        for (ptrdiff_t i = 0; i < size; i++)
-            p[BIAS * pitch + i] = (REAL)channels[i].bias;
-        return;
-    }
-    for (ptrdiff_t i = 0; i < size; i++) {
-        p[SLOPE * pitch + i] = (REAL)channels[i].slope;
-        p[DY_SHIFT * pitch + i] = (REAL)channels[i].dy_shift;
-        p[REST * pitch + i] = (REAL)channels[i].rest;
-    }
-}
 
 /* Walks through a block so that vectors are stored to whole lines: OUT[j] = VECTOR(j) for whole
    vectors, FEW(j, k) for k elements. Where rows are whole lines themselves, the elements before
@@ -321,9 +298,9 @@ KERNEL void NAME(column_activation_grads)(void *to, const void *from_dy, const v
 #undef WALK
 
 static const Columns NAME(columns) = {
-    sizeof(REAL),      NAME(column_shifts),      NAME(column_sums),        NAME(column_grad_sums),
-    NAME(column_pack), NAME(column_apply),       NAME(column_apply_fused), NAME(column_apply_grads),
-    NAME(column_activation_grads),
+    sizeof(REAL),           NAME(column_shifts),      NAME(column_sums),
+    NAME(column_grad_sums), NAME(column_apply),       NAME(column_apply_fused),
+    NAME(column_apply_grads), NAME(column_activation_grads),
 };
 
 #undef ADVANCE_RESIDUAL

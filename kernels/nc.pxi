@@ -1,5 +1,5 @@
 # The schedules of family nc in Cython: b times m rows of c contiguous channels. What is done to a
-# part is in nc_units.pxi.
+# part is in nc_units.pxi and nc_pieces.pxi.
 #
 # Rows of few channels are read `fold` at a time as one wide row, so that every vector is full. A
 # pass has three sweeps: sums, over units of rows; statistics and coefficients, over pieces of
@@ -8,13 +8,18 @@
 # whole ones through all sweeps; else a team of all threads shares each sweep, over one b at a time
 # where it overflows a thread's cache, over all of them where there are few.
 #
-# Strips of columns that fit a core's cache, to read x once, lost: rows 4 KB apart share few cache
-# sets and touch a page each; (1024, 1024) took 540 us where this schedule took 400, and takes 290.
+# Strips of columns that fit a core's cache, to read x once, lost. (1024, 1024) took 540 us where this
+# schedule took 400, and takes 220: rows 4 KB apart share few cache sets and touch a page each. Of
+# group norm, (8, 56, 56, 256) with 32 groups, strips of 32, 64 or 128 columns that two threads share
+# took 1.4 to 1.6 of the copy forward and 2.2 to 3.5 of the triad backward, whether or not they were
+# copied to a buffer, where this schedule takes 1.21 and 1.5: a strip of a quarter of a row of 1 KB
+# falls into a quarter of the sets, so that it overflows them as the whole rows overflow the cache.
 
 from cython.parallel cimport parallel, prange, threadid
 from openmp cimport omp_get_num_threads
 
 include "nc_units.pxi"
+include "nc_pieces.pxi"
 
 ctypedef void (*step_t)(Job *, Plan *, Py_ssize_t) noexcept nogil
 
@@ -71,10 +76,12 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
 
 
 cdef void steps(
-    Job *job, const Plan *shared, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size,
+    const Job *given, const Plan *shared, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size,
     int slab,
 ) noexcept nogil:
     # All sweeps of as many b at a time as a team has memory for; it has that of the given slab.
+    cdef Job own = given[0]
+    cdef Job *job = &own
     cdef Plan plan = shared[0]
     cdef Team team
     team.t, team.size = t, size
@@ -126,6 +133,8 @@ cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil
     cdef Py_ssize_t most = (plan.b + threads - 1) // threads, b = plan.b
     cdef Py_ssize_t read = plan.m * plan.c * job.itemsize * (2 if job.gradient_sums else 1)
     cdef bint team = threads > 1 and reduce and job.kind != NOTHING and read >= TEAM_BYTES
+    # Many threads want more units than one b has.
+    team = team and (plan.b == 1 or plan.units >= 2 * threads)
     cdef bint alone = threads == 1 or not team and 4 * most * threads <= 5 * b
     cdef double *memory
     cdef int t

@@ -1,5 +1,5 @@
-# What is done to one part of an array of family nc in Cython: to a unit of rows, to a piece of
-# columns. Who does which part when is in nc.pxi; columns.h holds the arithmetic on a block of rows.
+# What is done to a unit of rows of an array of family nc in Cython. Who does which part when is in
+# nc.pxi; columns.h holds the arithmetic on a block of rows.
 
 cdef extern from "column_fused_grads.h" nogil:
     enum: COEFFICIENTS
@@ -11,7 +11,8 @@ cdef extern from "column_fused_grads.h" nogil:
         const void *packed
         Py_ssize_t pitch
         const Channel *channels
-        Py_ssize_t period, first
+        const unsigned char *uneven
+        Py_ssize_t period, first, piece
     ctypedef struct Columns:
         Py_ssize_t itemsize
         void (*first_shifts)(
@@ -24,9 +25,6 @@ cdef extern from "column_fused_grads.h" nogil:
             double *sum, double *product, double *rest, const void *dy, const void *x,
             const Block *block, const double *mean
         ) noexcept nogil
-        void (*pack)(
-            void *packed, Py_ssize_t pitch, Py_ssize_t column, const Channel *channels,
-            Py_ssize_t size, int gradient) noexcept nogil
         void (*apply)(
             void *y, const void *x, const Block *block, const Coefficients *columns, int stream
         ) noexcept nogil
@@ -167,9 +165,11 @@ cdef Coefficients coefficients_of(
     by.pitch = plan.held * (plan.wide + WRAP)
     by.period = plan.c
     by.first = 0
+    by.piece = plan.piece
+    by.uneven = uneven + slot * plan.pieces
     by.packed = packed + slot * (plan.wide + WRAP) * plan.columns.itemsize
     by.channels = NULL
-    if any_of(uneven + slot * plan.pieces, plan.pieces):
+    if any_of(by.uneven, plan.pieces):
         by.channels = channels + (plan.base + slot) * plan.c
     return by
 
@@ -270,122 +270,3 @@ cdef void unit_elementwise(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil
                 part_elementwise(job, plan, &kept, &by)
             else:
                 no_gradient(job, kept.at, kept.block.rows * plan.c)
-
-
-cdef struct Piece:
-    # Some columns of one b, which is one of the b held: first to last of c, the first's cell, their
-    # statistics; which of the pieces of all b held it is.
-    Py_ssize_t b, slot, first, last, cell, statistic, statistic_end, held
-
-
-cdef inline Piece piece_of(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    cdef Piece piece
-    piece.b = item // plan.pieces
-    piece.slot = piece.b - plan.base
-    piece.held = item - plan.base * plan.pieces
-    piece.first = item % plan.pieces * plan.piece
-    piece.last = min(plan.c, piece.first + plan.piece)
-    piece.cell = piece.b * plan.c + piece.first
-    piece.statistic = piece.cell // job.merged
-    piece.statistic_end = piece.statistic + (piece.last - piece.first) // job.merged
-    return piece
-
-
-cdef void piece_shifts(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # The shifts of a piece of channels, in a forward found here. With a mask 0: what is masked must
-    # not be looked at, and a shift far off costs but a second sweep.
-    cdef Piece piece = piece_of(job, plan, item)
-    cdef const char *x = job.x + piece.b * plan.m * plan.c * job.itemsize
-    cdef double *shift = job.shift + piece.b * plan.c
-    cdef Py_ssize_t i, at
-    cdef Block block
-    if not job.gradient_sums:
-        block.rows = plan.m
-        block.cols = plan.c
-        if job.mask == NULL and job.merged == 1:
-            plan.columns.first_shifts(shift, x, &block, piece.first, piece.last)
-        for i in range(piece.statistic, piece.statistic_end):
-            at = piece.first + (i - piece.statistic) * job.merged
-            if job.mask == NULL and job.merged > 1:
-                plan.columns.first_shifts(shift, x, &block, at, at + 1)
-            share_shift(job, i, 0.0 if job.mask != NULL else shift[at])
-    if job.before != NULL:
-        piece_pack(
-            plan, &piece, job.before + piece.b * plan.c, plan.before,
-            plan.uneven_before + piece.held, 0)
-    piece_spread(job, plan, item)
-
-
-cdef void piece_spread(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # The shifts under every folded column.
-    cdef Piece piece = piece_of(job, plan, item)
-    cdef double *shift = plan.shift + piece.slot * plan.wide + piece.first
-    cdef Py_ssize_t k
-    for k in range(plan.fold):
-        memcpy(
-            shift + k * plan.c, job.shift + piece.cell, (piece.last - piece.first) * sizeof(double))
-
-
-cdef void piece_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # Unit by unit in order, whoever summed them.
-    cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t k, f, unit, size = piece.last - piece.first
-    cdef double *sums
-    cdef const double *totals
-    for k in range(job.width):
-        sums = job.sums + k * job.cells + piece.cell
-        memset(sums, 0, size * sizeof(double))
-        for unit in range(plan.units):
-            totals = plan.totals + (
-                (piece.slot * plan.units + unit) * job.width + k) * plan.wide + piece.first
-            for f in range(plan.fold):
-                add_all(sums, totals + f * plan.c, size)
-
-
-cdef void piece_first_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # After the first sweep: the statistics, unless a shift was bad.
-    cdef Piece piece = piece_of(job, plan, item)
-    cdef Py_ssize_t i
-    piece_totals(job, plan, item)
-    plan.bad[piece.held] = False
-    if not job.gradient_sums:
-        for i in range(piece.statistic, piece.statistic_end):
-            if shift_was_bad(job, i):
-                plan.bad[piece.held] = True
-    if plan.bad[piece.held]:
-        piece_spread(job, plan, item)
-    else:
-        piece_settle(job, plan, item)
-
-
-cdef void piece_last_totals(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    piece_totals(job, plan, item)
-    piece_settle(job, plan, item)
-
-
-cdef void piece_settle(Job *job, Plan *plan, Py_ssize_t item) noexcept nogil:
-    # The statistics of a piece of channels, and their coefficients as the vector loops want them.
-    cdef Piece piece = piece_of(job, plan, item)
-    job.settle(job, piece.statistic, piece.statistic_end)
-    plan.uneven[piece.held] = False
-    if job.kind != NOTHING:
-        piece_pack(
-            plan, &piece, job.channels + piece.b * plan.c, plan.packed, plan.uneven + piece.held,
-            job.kind == GRADIENT)
-
-
-cdef void piece_pack(
-    Plan *plan, const Piece *piece, const Channel *channels, char *packed, unsigned char *uneven,
-    bint gradient
-) noexcept nogil:
-    # `channels` of one b.
-    cdef Py_ssize_t j, lap = 0, row = plan.wide + WRAP, pitch = plan.held * row
-    uneven[0] = False
-    for j in range(piece.first, piece.last):
-        if channels[j].kind != PLAIN_CHANNEL:
-            uneven[0] = True
-    while lap + piece.first < row:
-        plan.columns.pack(
-            packed, pitch, piece.slot * row + lap + piece.first, channels + piece.first,
-            min(piece.last, row - lap) - piece.first, gradient)
-        lap += plan.c

@@ -43,6 +43,16 @@ cdef extern from "simd.h" nogil:
     double nearest_bf16(double value)
     void stream_fence()
 
+cdef extern from "tables.h" nogil:
+    ctypedef struct Tables:
+        char *packed
+        Py_ssize_t pitch, first
+        int narrow, gradient
+    void pack_channels(
+        const Tables *tables, const Channel *channels, Py_ssize_t first, Py_ssize_t size)
+    void repeat_coefficients(
+        const Tables *tables, Py_ssize_t size, Py_ssize_t period, Py_ssize_t end)
+
 # All threads of the parallel region meet here.
 cdef extern from *:
     """
@@ -89,6 +99,8 @@ cdef struct Job:
     double *sums               # (width, cells)
     double *shift              # (cells,)
     Channel *channels          # (cells,)
+    Tables tables              # nc: where coefficients go instead, and whether some did not
+    bint uneven
     Parameter weight
     Parameter bias
     Parameter mean             # statistics that are given

@@ -8,7 +8,7 @@
 #include <stddef.h>
 
 #include "calls.h"
-#include "simd.h"
+#include "tables.h"
 
 /* Statistics that are settled at a time. */
 enum { SETTLED = 64 };
@@ -86,13 +86,14 @@ KERNEL double merged_sum(const double *sums, ptrdiff_t size) {
 }
 
 /* The coefficients of channels from `first` on, of which the first one has parameter `parameter`;
-   computed in float32 if `narrow`. 0 if not all of them are plain: split_mean in passes.pxi then
-   says what they are. */
+   computed in float32 if `narrow`; to `tables`, else to `channels`. 0 if not all of them are plain:
+   split_mean in settle.pxi then says what they are. */
 KERNEL int plain_channels(ptrdiff_t size, ptrdiff_t first, ptrdiff_t parameter, int narrow,
                           const double *restrict mean, const double *restrict lo,
                           const double *restrict rstd, const Parameter *weight,
-                          const Parameter *bias, Channel *restrict channels) {
-    double scale[SETTLED], shift[SETTLED];
+                          const Parameter *bias, Channel *restrict channels,
+                          const Tables *tables) {
+    double scale[SETTLED], shift[SETTLED], hi[SETTLED], rest[SETTLED];
     int wide = 0;
     parameters_of(size, weight, parameter, 1.0, scale);
     parameters_of(size, bias, parameter, 0.0, shift);
@@ -108,9 +109,20 @@ KERNEL int plain_channels(ptrdiff_t size, ptrdiff_t first, ptrdiff_t parameter, 
     if (wide)
         return 0;
     for (ptrdiff_t i = 0; i < size; i++) {
-        const double hi = narrow ? (float)(mean[i] + lo[i]) : mean[i];
-        channels[first + i].hi = hi;
-        channels[first + i].lo = (mean[i] - hi) + lo[i];
+        hi[i] = narrow ? (float)(mean[i] + lo[i]) : mean[i];
+        rest[i] = (mean[i] - hi[i]) + lo[i];
+    }
+    if (tables->packed != NULL) {
+        put_coefficients(tables, HI, first, size, hi);
+        put_coefficients(tables, LO, first, size, rest);
+        put_coefficients(tables, SCALE, first, size, scale);
+        if (!tables->gradient)
+            put_coefficients(tables, BIAS, first, size, shift);
+        return 1;
+    }
+    for (ptrdiff_t i = 0; i < size; i++) {
+        channels[first + i].hi = hi[i];
+        channels[first + i].lo = rest[i];
         channels[first + i].scale = scale[i];
         channels[first + i].bias = shift[i];
         channels[first + i].kind = PLAIN_CHANNEL;
@@ -152,23 +164,36 @@ KERNEL int plain_gradients(ptrdiff_t size, ptrdiff_t first, ptrdiff_t parameter,
                            const double *restrict mean, const double *restrict lo,
                            const double *restrict rstd, const double *restrict slope,
                            const double *restrict mean_dy, const double *restrict sum_dy,
-                           double count, const Parameter *weight, Channel *restrict channels) {
+                           double count, const Parameter *weight, Channel *restrict channels,
+                           const Tables *tables) {
     const Parameter none = {NULL, NULL};
+    double dy_shift[SETTLED], rest[SETTLED], scale[SETTLED];
     int wide = 0;
     if (narrow)
         for (ptrdiff_t i = 0; i < size; i++)
             wide |= (slope[i] != 0.0) &
                     (!(fabs(slope[i]) <= 1e30) | !(fabs(slope[i]) >= 1e-30));
     if (wide || !plain_channels(size, first, parameter, narrow, mean, lo, rstd, weight, &none,
-                                channels))
+                                channels, tables))
         return 0;
+    parameters_of(size, weight, parameter, 1.0, scale);
     for (ptrdiff_t i = 0; i < size; i++) {
-        Channel *channel = channels + first + i;
-        const double own = sum_dy[i] / count, dy_shift = narrow ? (float)own : own;
-        channel->slope = slope[i];
-        channel->dy_shift = dy_shift;
-        channel->rest = mean_dy == NULL ? (own - dy_shift) * channel->scale
-                                        : mean_dy[i] - channel->scale * dy_shift;
+        const double own = sum_dy[i] / count;
+        scale[i] *= rstd[i];
+        dy_shift[i] = narrow ? (float)own : own;
+        rest[i] = mean_dy == NULL ? (own - dy_shift[i]) * scale[i]
+                                  : mean_dy[i] - scale[i] * dy_shift[i];
+    }
+    if (tables->packed != NULL) {
+        put_coefficients(tables, SLOPE, first, size, slope);
+        put_coefficients(tables, DY_SHIFT, first, size, dy_shift);
+        put_coefficients(tables, REST, first, size, rest);
+        return 1;
+    }
+    for (ptrdiff_t i = 0; i < size; i++) {
+        channels[first + i].slope = slope[i];
+        channels[first + i].dy_shift = dy_shift[i];
+        channels[first + i].rest = rest[i];
     }
     return 1;
 }

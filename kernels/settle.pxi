@@ -11,7 +11,7 @@ cdef extern from "settle.h" nogil:
     int plain_channels(
         Py_ssize_t size, Py_ssize_t first, Py_ssize_t parameter, int narrow, const double *mean,
         const double *lo, const double *rstd, const Parameter *weight, const Parameter *bias,
-        Channel *channels)
+        Channel *channels, const Tables *tables)
     double weighted_sum(
         const double *sums, Py_ssize_t size, const Parameter *weight, Py_ssize_t parameter)
     void plain_slopes(
@@ -20,7 +20,8 @@ cdef extern from "settle.h" nogil:
     int plain_gradients(
         Py_ssize_t size, Py_ssize_t first, Py_ssize_t parameter, int narrow, const double *mean,
         const double *lo, const double *rstd, const double *slope, const double *mean_dy,
-        const double *sum_dy, double count, const Parameter *weight, Channel *channels)
+        const double *sum_dy, double count, const Parameter *weight, Channel *channels,
+        const Tables *tables)
     void add_parameter_grads(
         Py_ssize_t size, const double *sum, const double *product, const double *rstd,
         Py_ssize_t step, double *dweight, double *dbias)
@@ -85,6 +86,21 @@ cdef inline Py_ssize_t run_of(Job *job, Py_ssize_t first, Py_ssize_t last) noexc
     return min(min(<Py_ssize_t>SETTLED, last - first), job.parameters - parameter_of(job, first))
 
 
+cdef inline void are_plain(Job *job, Py_ssize_t first, Py_ssize_t size) noexcept nogil:
+    # What went to the tables at once, among channels of which some are not plain.
+    cdef Py_ssize_t i
+    if job.uneven:
+        for i in range(first, first + size):
+            job.channels[i].kind = PLAIN_CHANNEL
+
+
+cdef inline void not_plain(Job *job, Py_ssize_t first) noexcept nogil:
+    # From channel `first` on: all before went to the tables at once.
+    if job.tables.packed != NULL and not job.uneven:
+        job.uneven = True
+        are_plain(job, job.tables.first, first - job.tables.first)
+
+
 cdef void give_run(
     Job *job, Py_ssize_t first, Py_ssize_t size, const double *mean, const double *lo,
     const double *rstd,
@@ -92,12 +108,16 @@ cdef void give_run(
     cdef Py_ssize_t i
     if plain_channels(
         size, first, parameter_of(job, first), job.storage != F64, mean, lo, rstd, &job.weight,
-        &job.bias, job.channels
+        &job.bias, job.channels, &job.tables
     ):
+        are_plain(job, first, size)
         return
+    not_plain(job, first)
     for i in range(size):
         split_mean(job, first + i, mean[i], lo[i], rstd[i])
         job.channels[first + i].bias = value(&job.bias, parameter_of(job, first + i), 0.0)
+    if job.tables.packed != NULL:
+        pack_channels(&job.tables, job.channels, first, size)
 
 
 cdef inline void fill(double *values, Py_ssize_t size, double value) noexcept nogil:
@@ -250,13 +270,17 @@ cdef void give_gradients(
     cdef Py_ssize_t i
     if count > 0.0 and plain_gradients(
         size, first, parameter_of(job, first), job.storage != F64, job.shift + first, rest, rstd,
-        slope, mean_dy, job.sums + first, count, &job.weight, job.channels
+        slope, mean_dy, job.sums + first, count, &job.weight, job.channels, &job.tables
     ):
+        are_plain(job, first, size)
         return
+    not_plain(job, first)
     for i in range(size):
         give_gradient(
             job, first + i, rest[i], rstd[i], slope[i], 0.0 if mean_dy == NULL else mean_dy[i],
             count)
+    if job.tables.packed != NULL:
+        pack_channels(&job.tables, job.channels, first, size)
 
 
 cdef void settle_grads(Job *job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
