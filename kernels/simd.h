@@ -32,6 +32,7 @@
 
 #define KERNEL static __attribute__((noinline))
 #define UNROLLED _Pragma("GCC unroll 4")
+#define ALL_UNROLLED _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 
 /* UNROLL vectors of doubles in flight hide the latency of the additions. */
