@@ -8,12 +8,18 @@
 # whole ones through all sweeps; else a team of all threads shares each sweep, over one b at a time
 # where it overflows a thread's cache, over all of them where there are few.
 #
-# Strips of columns that fit a core's cache, to read x once, lost. (1024, 1024) took 540 us where this
-# schedule took 400, and takes 220: rows 4 KB apart share few cache sets and touch a page each. Of
-# group norm, (8, 56, 56, 256) with 32 groups, strips of 32, 64 or 128 columns that two threads share
-# took 1.4 to 1.6 of the copy forward and 2.2 to 3.5 of the triad backward, whether or not they were
-# copied to a buffer, where this schedule takes 1.21 and 1.5: a strip of a quarter of a row of 1 KB
-# falls into a quarter of the sets, so that it overflows them as the whole rows overflow the cache.
+# Strips of columns that fit a core's cache, to read x once, lost. (1024, 1024) took 540 us where
+# this schedule took 400, and takes 220: rows 4 KB apart share few cache sets and touch a page each.
+# Of group norm, (8, 56, 56, 256) with 32 groups, strips of 32, 64 or 128 columns that two threads
+# share took 1.4 to 1.6 of the copy forward and 2.2 to 3.5 of the triad backward, copied to a buffer
+# or not, where this schedule takes 1.21 to 1.35 and 1.5: a quarter of a row of 1 KB falls into a
+# quarter of the sets, so that strips overflow them as whole rows overflow the cache.
+#
+# What these 1.21 and 1.5 are made of, on cores of 2 MB L2: reading at the limit, then storing past
+# the caches at 20 GB/s and core (1.15 together, without any arithmetic); what does not fit both
+# caches read again, 0.2 backward; sums of units and coefficients, 0.05. No gain: finding the shifts
+# of the next b before the last barrier of this one, elementwise in blocks of 8 to 64 rows
+# backwards, asking for the next or the missing rows while storing (1.6 to 1.8 backward).
 
 from cython.parallel cimport parallel, prange, threadid
 from openmp cimport omp_get_num_threads
@@ -76,8 +82,8 @@ cdef void sweeps(Job *job, Plan *plan, bint reduce, const Team *team) noexcept n
 
 
 cdef void steps(
-    const Job *given, const Plan *shared, bint reduce, Py_ssize_t first, Py_ssize_t last, int t, int size,
-    int slab,
+    const Job *given, const Plan *shared, bint reduce, Py_ssize_t first, Py_ssize_t last, int t,
+    int size, int slab,
 ) noexcept nogil:
     # All sweeps of as many b at a time as a team has memory for; it has that of the given slab.
     cdef Job own = given[0]
@@ -120,7 +126,9 @@ cdef void give_slab(Job *job, Plan *plan, bint reduce, int slab) noexcept nogil:
     plan.totals = plan.shift + plan.held * plan.wide
     plan.packed = <char *>(plan.totals + totals_size(job, plan, reduce))
     plan.before = <char *>(<double *>plan.packed + table)
-    plan.bad = <unsigned char *>(<double *>plan.packed + (table if job.before == NULL else 2 * table))
+    plan.bad = <unsigned char *>plan.before
+    if job.before != NULL:
+        plan.bad = <unsigned char *>(<double *>plan.before + table)
     plan.uneven = plan.bad + plan.held * plan.pieces
     plan.uneven_before = plan.uneven + plan.held * plan.pieces
     # As far from a cache line as the output: where one is aligned, so is the other.
