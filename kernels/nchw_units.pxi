@@ -64,8 +64,8 @@ cdef struct Plan:
     Py_ssize_t strips
     Py_ssize_t block         # channels that are settled together: whole statistics
     Py_ssize_t blocks
-    Py_ssize_t planes_ahead   # how many runs lie between the one that is summed and the one that
-    Py_ssize_t channels_ahead # is asked for: planes_ahead * strip + channels_ahead
+    # From the run that is summed to the one that is asked for meanwhile.
+    Py_ssize_t strips_ahead, planes_ahead, channels_ahead
     bint again               # a team sums its block once more
     Py_ssize_t mask_channels # that share a row of the mask; 0: every plane has its row
     Py_ssize_t kept_size     # bytes of a block's gradient before the activation
@@ -97,7 +97,8 @@ cdef Plan make_plan(Job *job, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept
     plan.strips = (c + plan.strip - 1) // plan.strip
     plan.block = job.merged * max(1, plan.strip // job.merged)
     plan.blocks = (c + plan.block - 1) // plan.block
-    plan.planes_ahead = ahead // plan.strip
+    plan.strips_ahead = ahead // plan.strip // max(1, n)
+    plan.planes_ahead = ahead // plan.strip % max(1, n)
     plan.channels_ahead = ahead % plan.strip
     plan.again = False
     plan.mask_channels = 0
@@ -136,13 +137,13 @@ cdef inline Py_ssize_t to_later_run(
     cdef Py_ssize_t later = plane + plan.planes_ahead, to = i + plan.channels_ahead
     if bounds.start + bounds.len < plan.s:
         return bounds.len
-    while to >= channels:
+    if to >= channels:
         to -= channels
         later += 1
-    while later >= plan.n:
-        # The next channels'.
+    if later >= plan.n:
         later -= plan.n
         to += channels
+    to += plan.strips_ahead * plan.strip
     return ((later - plane) * plan.c + to - i) * plan.s - bounds.start
 
 
