@@ -25,16 +25,20 @@ cdef extern from "calls.h":
     ctypedef struct Call:
         char *y
         const char *x
+        const char *dy
         const char *residual
         int storage
         Py_ssize_t statistics
         Parameter mean
         Parameter var
+        const double *rstd
         double *to_mean
         double *to_var
         double *to_rstd
         Parameter weight
         Parameter bias
+        WritableParameter dweight, dbias
+        bint training
         Py_ssize_t parameters
         double eps
         int activation
@@ -54,6 +58,7 @@ cdef extern from "calls.h":
     ctypedef struct Passes:
         call_t apply
         call_t forward
+        call_t backward
     ctypedef struct RunningPasses:
         void (*update)(const Update *) noexcept nogil
     const char *NORMCORE_PASSES

@@ -123,3 +123,21 @@ cdef class BatchCalls(Plain):
         call.to_mean, call.to_rstd = doubles(mean), doubles(rstd)
         self.forward(passes, &call, True, &update)
         return y, mean, rstd
+
+    def batch_backward(
+        self, object dy, object x, object mean, object rstd, object weight, object bias,
+        object training, object axis, object out,
+    ):
+        """(dx, dweight, dbias) of batch normalization, without an activation."""
+        cdef Call call
+        cdef const Passes *passes
+        cdef cnp.npy_intp c
+        if not self.give_x(&call, x, None, None) or type(training) is not bool:
+            return None
+        passes = self.batch(&call, x, axis)
+        if passes == NULL:
+            return None
+        call.training = training
+        c = call.statistics
+        return self.backward(
+            passes, &call, x, dy, mean, rstd, &c, 1, True, weight, bias, &c, 1, out)

@@ -18,18 +18,22 @@ typedef struct {
 
 /* What is not given is NULL. */
 typedef struct {
-    char *y;
+    char *y;                /* backward: dx */
     const char *x;
+    const char *dy;         /* backward */
     const char *residual;
-    int storage;            /* of y, x and residual: Storage in array.pxi */
+    int storage;            /* of y, x, dy and residual: Storage in array.pxi */
     ptrdiff_t statistics;   /* how many there are */
-    Parameter mean;         /* apply */
+    Parameter mean;         /* apply, backward; neither in rows: nothing is centred */
     Parameter var;          /* apply */
+    const double *rstd;     /* backward */
     double *to_mean;        /* forward; NULL in rows: nothing is centred */
     double *to_var;         /* forward, but not of rows */
     double *to_rstd;        /* forward */
     Parameter weight;
     Parameter bias;
+    WritableParameter dweight, dbias;   /* backward */
+    int training;           /* backward, but not of rows: by statistics of the batch */
     ptrdiff_t parameters;   /* elements of weight and bias */
     double eps;
     int activation;
@@ -56,6 +60,7 @@ typedef int (*call_t)(const Call *call);
 typedef struct {
     call_t apply;           /* NULL in rows */
     call_t forward;
+    call_t backward;
 } Passes;
 
 typedef struct {

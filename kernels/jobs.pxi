@@ -154,7 +154,7 @@ cdef int backward_job(
 cdef Job *called_job(const Call *call, Py_ssize_t channels) except NULL:
     cdef Py_ssize_t size = call.sizes[0] * call.sizes[1] * call.sizes[2]
     cdef Job *job = make_job(
-        <Storage>call.storage, call.y, call.x, NULL, channels, call.statistics, size)
+        <Storage>call.storage, call.y, call.x, call.dy, channels, call.statistics, size)
     if job == NULL:
         raise MemoryError
     set_fused(job, call.residual, call.activation)
@@ -176,9 +176,18 @@ cdef Job *called_forward(const Call *call, Py_ssize_t channels) except NULL:
     return job
 
 
+cdef Job *called_backward(const Call *call, Py_ssize_t channels) except NULL:
+    cdef Job *job = called_job(call, channels)
+    set_backward(
+        job, call.dweight, call.dbias, call.mean.double_, call.rstd, call.training)
+    return job
+
+
 cdef int run_called(Job *job, bint reduce, const Call *call) except -1:
     try:
         launch(job, reduce, None, call.sizes[0], call.sizes[1], call.sizes[2], call.threads)
+        if job.settle == settle_backward:
+            give_parameter_grads(job)
     finally:
         PyMem_RawFree(job)
     return 0

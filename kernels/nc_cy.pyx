@@ -162,5 +162,9 @@ cdef int call_forward(const Call *call) except -1:
     return run_called(called_forward(call, call.sizes[0] * call.sizes[2]), True, call)
 
 
-cdef Passes _passes = Passes(call_apply, call_forward)
+cdef int call_backward(const Call *call) except -1:
+    return run_called(called_backward(call, call.sizes[0] * call.sizes[2]), True, call)
+
+
+cdef Passes _passes = Passes(call_apply, call_forward, call_backward)
 passes = PyCapsule_New(&_passes, NORMCORE_PASSES, NULL)

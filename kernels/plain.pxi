@@ -94,6 +94,13 @@ cdef inline bint is_optional(
     return is_parameter(values, shape, ndim, found)
 
 
+cdef inline bint is_statistic(
+    object values, const cnp.npy_intp *shape, int ndim, Parameter *found
+) noexcept:
+    # Of a forward.
+    return is_parameter(values, shape, ndim, found) and found.double_ != NULL
+
+
 cdef inline bint is_running(object values, cnp.npy_intp c, WritableParameter *found) noexcept:
     cdef Parameter readable
     if not is_parameter(values, &c, 1, &readable) or not cnp.PyArray_ISWRITEABLE(values):
@@ -133,6 +140,16 @@ cdef inline bint is_like(object values, cnp.ndarray x) noexcept:
 
 cdef inline cnp.ndarray new_statistic(int ndim, const cnp.npy_intp *shape):
     return cnp.PyArray_EMPTY(ndim, <cnp.npy_intp *>shape, cnp.NPY_FLOAT64, 0)
+
+
+cdef inline cnp.ndarray new_parameter(
+    int ndim, const cnp.npy_intp *shape, bint wide, WritableParameter *found
+):
+    cdef cnp.ndarray values = cnp.PyArray_EMPTY(
+        ndim, <cnp.npy_intp *>shape, cnp.NPY_FLOAT64 if wide else cnp.NPY_FLOAT32, 0)
+    found.single = NULL if wide else <float *>cnp.PyArray_DATA(values)
+    found.double_ = <double *>cnp.PyArray_DATA(values) if wide else NULL
+    return values
 
 
 cdef struct Sizes:
@@ -200,6 +217,7 @@ cdef class Plain:
                 return False
             call.residual = <const char *>cnp.PyArray_DATA(residual)
         call.x = <const char *>cnp.PyArray_DATA(x)
+        call.dy = NULL
         call.to_mean = call.to_rstd = NULL
         call.threads = 1 if size < self.serial_below else self.threads(size)
         return True
@@ -247,3 +265,33 @@ cdef class Plain:
             if memory != few:
                 PyMem_RawFree(memory)
         return 0
+
+    cdef object backward(
+        self, const Passes *passes, Call *call, object x, object dy, object mean, object rstd,
+        const cnp.npy_intp *statistics, int statistics_ndim, bint centre, object weight,
+        object bias, const cnp.npy_intp *parameters, int parameters_ndim, object out,
+    ):
+        # (dx, dweight, dbias), or None. Shapes are those of mean and rstd, and of weight and bias.
+        cdef Parameter inverse
+        cdef cnp.ndarray dweight, dbias
+        cdef bint wide
+        call.mean.single = NULL
+        call.mean.double_ = NULL
+        if not (
+            is_like(dy, x)
+            and (not centre or is_statistic(mean, statistics, statistics_ndim, &call.mean))
+            and is_statistic(rstd, statistics, statistics_ndim, &inverse)
+            and is_optional(weight, parameters, parameters_ndim, &call.weight)
+            and is_optional(bias, parameters, parameters_ndim, &call.bias)
+        ):
+            return None
+        dx = self.give_y(call, x, out, dy, weight, bias, mean if centre else None, rstd)
+        if dx is None:
+            return None
+        wide = call.storage == F64 if weight is None else call.weight.double_ != NULL
+        dweight = new_parameter(parameters_ndim, parameters, wide, &call.dweight)
+        dbias = new_parameter(parameters_ndim, parameters, wide, &call.dbias)
+        call.dy = <const char *>cnp.PyArray_DATA(dy)
+        call.rstd = inverse.double_
+        passes.backward(call)
+        return dx, dweight, dbias

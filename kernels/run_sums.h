@@ -40,12 +40,13 @@ KERNEL void NAME(run_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
                            ptrdiff_t next) {
     const STORE *x = from;
     const ACC_REAL origin = (ACC_REAL)shift;
+    const NAME(Ahead) ahead = NAME(ahead_of)(len, next);
     ptrdiff_t i = 0;
     while (i + ACC_WIDTH <= len) {
         ACC sum[UNROLL] = {{0}}, square[UNROLL] = {{0}};
         const ptrdiff_t stop = len - i < BLOCK ? len : i + BLOCK;
         for (; i + STEP <= stop; i += STEP) {
-            NAME(prefetch)(x + i + NAME(look_ahead)(i, len, next));
+            NAME(prefetch)(x + i + NAME(look_ahead)(i, ahead));
             UNROLLED
             for (int u = 0; u < UNROLL; u++) {
                 const ACC d = ACC_READ(x + i + u * ACC_WIDTH) - origin;
@@ -76,6 +77,7 @@ KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *
                                 ptrdiff_t len, double mean, ptrdiff_t next) {
     const STORE *dy = from_dy, *x = from_x;
     const ACC_REAL origin = (ACC_REAL)mean;
+    const NAME(Ahead) ahead = NAME(ahead_of)(len, next);
     ptrdiff_t i = 0;
     while (i + ACC_WIDTH <= len) {
         ACC sum[UNROLL] = {{0}}, product[UNROLL] = {{0}}, rest[UNROLL] = {{0}};
@@ -84,9 +86,9 @@ KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *
 #endif
         const ptrdiff_t stop = len - i < BLOCK ? len : i + BLOCK;
         for (; i + STEP <= stop; i += STEP) {
-            const ptrdiff_t ahead = NAME(look_ahead)(i, len, next);
-            NAME(prefetch)(dy + i + ahead);
-            NAME(prefetch)(x + i + ahead);
+            const ptrdiff_t later = i + NAME(look_ahead)(i, ahead);
+            NAME(prefetch)(dy + later);
+            NAME(prefetch)(x + later);
             UNROLLED
             for (int u = 0; u < UNROLL; u++) {
                 const ACC g = ACC_READ(dy + i + u * ACC_WIDTH);

@@ -67,12 +67,21 @@ KERNEL double NAME(first_shift)(const void *from, ptrdiff_t n, ptrdiff_t len, pt
                    NAME(short_mean)(x + (n - 1) * stride + len - taken, 1, taken));
 }
 
-/* Elements to look ahead from element i: in this run, then in the one that is read after it,
-   which starts `next` elements after this one. */
-INLINE ptrdiff_t NAME(look_ahead)(ptrdiff_t i, ptrdiff_t len, ptrdiff_t next) {
-    const ptrdiff_t distance = AHEAD_BYTES / (ptrdiff_t)sizeof(STORE);
-    const ptrdiff_t ahead = distance < len ? distance : len;
-    return i + ahead < len ? ahead : next - len + ahead;
+/* Elements to look ahead from element i of a run: AHEAD_BYTES in this run, up to its element `turn`;
+   then `beyond`. Where runs are shorter, that is the run of which the caller says that it starts
+   `next` elements after this one. */
+typedef struct {
+    ptrdiff_t turn, beyond;
+} NAME(Ahead);
+
+INLINE NAME(Ahead) NAME(ahead_of)(ptrdiff_t len, ptrdiff_t next) {
+    const ptrdiff_t turn = len - AHEAD_BYTES / (ptrdiff_t)sizeof(STORE);
+    const NAME(Ahead) found = {turn, turn < 0 ? next : next - turn};
+    return found;
+}
+
+INLINE ptrdiff_t NAME(look_ahead)(ptrdiff_t i, NAME(Ahead) ahead) {
+    return i < ahead.turn ? AHEAD_BYTES / (ptrdiff_t)sizeof(STORE) : ahead.beyond;
 }
 
 #include "run_sums.h"

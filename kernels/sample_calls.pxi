@@ -4,25 +4,16 @@
 cdef class SampleCalls(BatchCalls):
     """Normalization of each sample by itself, too."""
 
-    cdef bint layer(
-        self, Call *call, cnp.npy_intp *shape, int *outer, object x, object normalized_shape,
-        object weight, object bias, object eps, object residual, object activation, bint centre,
+    cdef bint layer_sizes(
+        self, Call *call, cnp.npy_intp *shape, int *outer, cnp.ndarray x, object normalized_shape,
     ) except -1:
-        # A call of layer norm over the last axes; `outer` axes of x are before them, whose lengths
-        # are left in `shape`. False: not plain.
-        cdef int ndim, i, inner = 1
+        # The sizes of layer norm over the last axes; `outer` axes of x are before them, whose
+        # lengths are left in `shape`. False: not plain.
+        cdef int ndim = cnp.PyArray_NDIM(x), i, inner = 1
         cdef long length
         cdef object given = normalized_shape
-        if not self.give_x(call, x, residual, activation):
-            return False
-        if centre or eps is not None:
-            if not is_eps(eps, &call.eps):
-                return False
-        else:
-            call.eps = DBL_EPSILON if call.storage == F64 else FLT_EPSILON
         if type(normalized_shape) is tuple:
             inner = len(<tuple>normalized_shape)
-        ndim = cnp.PyArray_NDIM(x)
         outer[0] = ndim - inner
         if inner == 0 or outer[0] < 0:
             return False
@@ -39,6 +30,24 @@ cdef class SampleCalls(BatchCalls):
                 return False
         call.statistics = call.sizes[0]
         call.parameters = call.sizes[1]
+        return True
+
+    cdef bint layer(
+        self, Call *call, cnp.npy_intp *shape, int *outer, object x, object normalized_shape,
+        object weight, object bias, object eps, object residual, object activation, bint centre,
+    ) except -1:
+        # A forward of layer norm. False: not plain.
+        cdef int inner
+        if not self.give_x(call, x, residual, activation):
+            return False
+        if centre or eps is not None:
+            if not is_eps(eps, &call.eps):
+                return False
+        else:
+            call.eps = DBL_EPSILON if call.storage == F64 else FLT_EPSILON
+        if not self.layer_sizes(call, shape, outer, x, normalized_shape):
+            return False
+        inner = cnp.PyArray_NDIM(x) - outer[0]
         return (
             is_optional(weight, shape + outer[0], inner, &call.weight)
             and is_optional(bias, shape + outer[0], inner, &call.bias)
@@ -88,23 +97,34 @@ cdef class SampleCalls(BatchCalls):
         self.forward(self.rows, &call, centre, NULL)
         return y, mean, rstd
 
-    cdef const Passes *group(
-        self, Call *call, cnp.npy_intp *shape, object x, object num_groups, object weight,
-        object bias, object eps, object axis, object residual, object activation,
+    def layer_backward(
+        self, object dy, object x, object mean, object rstd, object normalized_shape,
+        object weight, object bias, object out, bint centre,
+    ):
+        """(dx, dweight, dbias) of layer norm, without an activation; mean counts with `centre`."""
+        cdef Call call
+        cdef cnp.npy_intp shape[cnp.NPY_MAXDIMS]
+        cdef int outer
+        if not self.give_x(&call, x, None, None):
+            return None
+        if not self.layer_sizes(&call, shape, &outer, x, normalized_shape):
+            return None
+        return self.backward(
+            self.rows, &call, x, dy, mean, rstd, shape, outer, centre, weight, bias,
+            shape + outer, cnp.PyArray_NDIM(x) - outer, out)
+
+    cdef const Passes *group_sizes(
+        self, Call *call, cnp.npy_intp *shape, cnp.ndarray x, object num_groups, object axis,
     ) except? NULL:
-        # A call of group norm, of instance norm if num_groups is None; the shape of its statistics.
-        # NULL: not plain.
+        # The sizes of group norm, of instance norm if num_groups is None; the shape of its
+        # statistics. NULL: not plain.
         cdef long along = 0, groups
-        cdef int ndim
+        cdef int ndim = cnp.PyArray_NDIM(x)
         cdef cnp.npy_intp n, c
         cdef Py_ssize_t count
         cdef Sizes sizes
-        if not (
-            self.give_x(call, x, residual, activation) and is_eps(eps, &call.eps)
-            and is_long(axis, &along)
-        ):
+        if not is_long(axis, &along):
             return NULL
-        ndim = cnp.PyArray_NDIM(x)
         if along < 0:
             along += ndim
         # Channels in the middle are moved.
@@ -122,8 +142,6 @@ cdef class SampleCalls(BatchCalls):
             or cnp.PyArray_SIZE(x) == groups
         ):
             return NULL
-        if not (is_optional(weight, &c, 1, &call.weight) and is_optional(bias, &c, 1, &call.bias)):
-            return NULL
         shape[0], shape[1] = n, groups
         call.statistics = n * groups
         call.parameters = c
@@ -132,6 +150,23 @@ cdef class SampleCalls(BatchCalls):
             return self.nc
         give_sizes(call, 1, n * c, count)
         return self.nchw
+
+    cdef const Passes *group(
+        self, Call *call, cnp.npy_intp *shape, object x, object num_groups, object weight,
+        object bias, object eps, object axis, object residual, object activation,
+    ) except? NULL:
+        # A forward of group norm. NULL: not plain.
+        cdef const Passes *passes
+        cdef cnp.npy_intp c
+        if not self.give_x(call, x, residual, activation) or not is_eps(eps, &call.eps):
+            return NULL
+        passes = self.group_sizes(call, shape, x, num_groups, axis)
+        if passes == NULL:
+            return NULL
+        c = call.parameters
+        if not (is_optional(weight, &c, 1, &call.weight) and is_optional(bias, &c, 1, &call.bias)):
+            return NULL
+        return passes
 
     def group_apply(
         self, object x, object num_groups, object weight, object bias, object eps, object axis,
@@ -169,3 +204,22 @@ cdef class SampleCalls(BatchCalls):
         call.to_mean, call.to_rstd = doubles(mean), doubles(rstd)
         self.forward(passes, &call, True, NULL)
         return y, mean, rstd
+
+    def group_backward(
+        self, object dy, object x, object mean, object rstd, object num_groups, object weight,
+        object bias, object axis, object out,
+    ):
+        """(dx, dweight, dbias) of group normalization, without an activation."""
+        cdef Call call
+        cdef cnp.npy_intp shape[2]
+        cdef cnp.npy_intp c
+        cdef const Passes *passes
+        if not self.give_x(&call, x, None, None):
+            return None
+        passes = self.group_sizes(&call, shape, x, num_groups, axis)
+        if passes == NULL:
+            return None
+        call.training = True
+        c = call.parameters
+        return self.backward(
+            passes, &call, x, dy, mean, rstd, shape, 2, True, weight, bias, &c, 1, out)

@@ -29,6 +29,10 @@ class Calls:
         """(y, mean, rstd) of the same."""
         return None
 
+    def batch_backward(self, *arguments: Any) -> tuple[Array, Array, Array] | None:
+        """(dx, dweight, dbias) of the same."""
+        return None
+
     def layer_apply(self, *arguments: Any) -> Array | None:
         """y of layer or RMS normalization of the last axes."""
         return None
@@ -37,10 +41,18 @@ class Calls:
         """(y, mean, rstd) of the same; mean is None without `centre`."""
         return None
 
+    def layer_backward(self, *arguments: Any) -> tuple[Array, Array, Array] | None:
+        """(dx, dweight, dbias) of the same."""
+        return None
+
     def group_apply(self, *arguments: Any) -> Array | None:
         """y of group or instance normalization."""
         return None
 
     def group_forward(self, *arguments: Any) -> tuple[Array, Array, Array] | None:
         """(y, mean, rstd) of the same."""
+        return None
+
+    def group_backward(self, *arguments: Any) -> tuple[Array, Array, Array] | None:
+        """(dx, dweight, dbias) of the same."""
         return None

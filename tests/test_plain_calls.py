@@ -1,54 +1,21 @@
 """Plain calls, from Python to the kernel at once: bits, errors, settings of the general way."""
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pytest
 from half_families import BFLOAT16
+from plain_ways import METHODS, ONE, Watched, both, cython, outcome, overlapping, read_only, strided
 
 import normcore as nc
 import normcore.functional as F
 from normcore import backend
 from normcore.plain import Calls
 
-cython = pytest.importorskip("normcore.kernels.cython", reason="the Cython backend was not built")
-METHODS = [name for name in vars(Calls) if not name.startswith("_")]
-
-
-class Watched(Calls):
-    """Compiled calls that count how often they answered, of one instruction set."""
-
-    def __init__(self, isa=cython.isa, threads=backend.threads):
-        self.compiled = cython.Calls(cython.modules(isa), threads, backend.SERIAL_BELOW)
-        self.answered = 0
-        for name in METHODS:
-            setattr(self, name, partial(self.call, getattr(self.compiled, name)))
-
-    def call(self, method, *arguments):
-        found = method(*arguments)
-        self.answered += found is not None
-        return found
-
 
 @pytest.fixture(params=cython.available())
 def ways(request, monkeypatch):
-    """(plain, general): calls that switch the way, plain ones watched."""
-    families = cython.modules(request.param)
-    watched = Watched(request.param)
-    channels = {name: families[name] for name in ("nchw", "nc")}
-    made = {
-        calls: backend.Backend(
-            *("cython", channels, families["rows"], families["cols"], cython.running, calls)
-        )
-        for calls in (watched, Calls())
-    }
-
-    def choose(calls):
-        monkeypatch.setattr(backend, "current", lambda: made[calls])
-        return calls
-
-    return [partial(choose, calls) for calls in made]
+    return both(request.param, monkeypatch)
 
 
 @dataclass
@@ -137,24 +104,6 @@ def test_a_plain_call_gives_the_bits_of_the_general_way(ways, case):
         assert mine.tobytes() == theirs.tobytes()
 
 
-def strided(values):
-    return np.repeat(values, 2, axis=-1)[..., ::2]
-
-
-def read_only(values):
-    values = values.copy()
-    values.flags.writeable = False
-    return values
-
-
-def overlapping(given):
-    """An out that shares all but one element of x, which is replaced to lie beside it."""
-    x = given["x"]
-    memory = np.zeros(x.size + 1, x.dtype)
-    given["x"] = memory[1:].reshape(x.shape)
-    return memory[:-1].reshape(x.shape)
-
-
 BAD = {
     "x no array": {"x": lambda given: "text"},
     "x integers": {"x": lambda given: np.zeros((4, 6, 5), int)},
@@ -230,18 +179,6 @@ CALLS = [
     for bad, arguments in BAD.items()
     if not any(name in WITHOUT.get(argument, ()) for argument in arguments)
 ]
-
-
-def outcome(case, bad):
-    try:
-        found = case.call(bad)
-    except (TypeError, ValueError) as error:
-        return type(error), str(error), [values.tobytes() for values in case.moved]
-    return [(values.dtype, values.shape, values.tobytes()) for values in found]
-
-
-ONE = pytest.mark.parametrize("ways", [cython.isa], indirect=True, ids=str)
-"""Arguments are looked at before the instruction set matters."""
 
 
 @ONE

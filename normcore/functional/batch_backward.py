@@ -94,6 +94,35 @@ def batch_norm_backward(
     >>> bool(abs(dx.sum(0)).max() < 1e-12), dbias.round(4)
     (True, array([3., 3.]))
     """
+    found = backward(
+        *(dy, x, mean, rstd, weight, training, axis, out, mask),
+        *(bias, activation, residual, dresidual),
+    )
+    return Gradients(*found)
+
+
+def backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    training: bool,
+    axis: int,
+    out: Array | None,
+    mask: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    residual: Any = None,
+    dresidual: Any = None,
+) -> tuple[Array, Array, Array]:
+    """(dx, dweight, dbias)."""
+    if mask is None and activation is None and residual is None and dresidual is None:
+        done = backend.current().calls.batch_backward(
+            dy, x, mean, rstd, weight, bias, training, axis, out
+        )
+        if done is not None:
+            return done
     x = check.array("x", x)
     axis = check.channel_axis(axis, x)
     dy = check.same("dy", dy, x)
@@ -113,9 +142,7 @@ def batch_norm_backward(
     dtype = parameter_dtype(x, weight)
     size = x.size
     if not size:
-        return Gradients(
-            check.deliver(dx, out), np.zeros(channels, dtype), np.zeros(channels, dtype)
-        )
+        return check.deliver(dx, out), np.zeros(channels, dtype), np.zeros(channels, dtype)
     dweight, dbias = np.empty(channels, dtype), np.empty(channels, dtype)
     passes = backend.current().channels[view.family]
     gradients = flat(dx, view), dweight, dbias
@@ -149,7 +176,7 @@ def batch_norm_backward(
             *sizes,
         )
         fused.deliver(dresidual, view)
-    return Gradients(check.deliver(dx, out), dweight, dbias)
+    return check.deliver(dx, out), dweight, dbias
 
 
 def parameter_dtype(x: Array, weight: Array | None) -> np.dtype[Any]:

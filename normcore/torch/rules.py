@@ -14,17 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import functional
+from .. import backend, functional
 from ..functional import layer_passes
 from ..functional.batch import train as train_batch
+from ..functional.batch_backward import backward as batch_backward
 from ..functional.batch_renorm import train_renorm
 from ..functional.instance_norm import train as train_instance
 
 Array = np.ndarray[Any, Any]
 Statistics = Any
 """A tuple of arrays, as many as the rule says."""
-Through = dict[str, Any]
-"""What a backward takes for an activation, by name; nothing if there is none."""
 
 
 class Rule:
@@ -42,32 +41,10 @@ class Rule:
         """y alone; updates running statistics too."""
         return self.forward(x, weight, bias, residual)[0]
 
-    def backward(
-        self,
-        dy: Array,
-        x: Array,
-        statistics: Statistics,
-        weight: Any,
-        bias: Any,
-        residual: Any,
-        with_residual: bool,
-    ) -> tuple[Array, Array, Array | None, Array | None]:
-        """(dx, dweight, dbias, dresidual); the last is only to be used `with_residual`."""
-        if self.activation is None:
-            return *self._gradients(dy, x, statistics, weight, {}), dy
-        dresidual = np.empty_like(x) if with_residual else None
-        through = {
-            "bias": bias,
-            "activation": self.activation,
-            "residual": residual,
-            "dresidual": dresidual,
-        }
-        return *self._gradients(dy, x, statistics, weight, through), dresidual
-
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
-        """(dx, dweight, dbias), through the activation."""
+        """(dx, dweight, dbias); `through` is what the functions take for an activation."""
         raise NotImplementedError
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
@@ -98,16 +75,36 @@ class Batch(Rule):
 
     def forward(self, x: Array, weight: Any, bias: Any, residual: Any) -> tuple[Array, Statistics]:
         y, mean, rstd = train_batch(
-            *(x, weight, bias, self.running_mean, self.running_var, self.count, self.momentum),
-            *(self.eps, 1, None, False, None, residual, self.activation),
+            x,
+            weight,
+            bias,
+            self.running_mean,
+            self.running_var,
+            self.count,
+            self.momentum,
+            self.eps,
+            1,
+            None,
+            False,
+            None,
+            residual,
+            self.activation,
         )
         return y, (mean, rstd)
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.batch_norm_backward(dy, x, mean, rstd, weight, **through)
+        if not through:
+            # `batch_backward` would do the same; in the midst of a backward it costs 2 us to get
+            # there.
+            done = backend.current().calls.batch_backward(
+                dy, x, mean, rstd, weight, None, True, 1, None
+            )
+            if done is not None:
+                return done
+        return batch_backward(dy, x, mean, rstd, weight, True, 1, None, None, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
@@ -138,11 +135,11 @@ class Evaluation(Batch):
             activation=self.activation,
         )
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
-        return functional.batch_norm_backward(dy, x, mean, rstd, weight, training=False, **through)
+        return batch_backward(dy, x, mean, rstd, weight, False, 1, None, None, **through)
 
     def twin(self, x: Tensor, weight: Any, bias: Any, statistics: Statistics) -> Tensor:
         mean, rstd = (_spread(values, x) for values in statistics)
@@ -188,8 +185,8 @@ class Renorm(Batch):
         )
         return y, statistics
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd, r, d = statistics
         return functional.batch_renorm_backward(dy, x, mean, rstd, r, d, weight, **through)
@@ -220,17 +217,36 @@ class Layer(Rule):
 
     def forward(self, x: Array, weight: Any, bias: Any, residual: Any) -> tuple[Array, Statistics]:
         y, mean, rstd = layer_passes.forward(
-            *(x, self.shape, weight, bias, self.eps, self.axis, None, None, residual),
-            *(self.activation, self.centre),
+            x,
+            self.shape,
+            weight,
+            bias,
+            self.eps,
+            self.axis,
+            None,
+            None,
+            residual,
+            self.activation,
+            self.centre,
         )
         return y, (mean, rstd)
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
         return layer_passes.backward(
-            *(dy, x, mean, rstd, self.shape, weight, self.axis, None, None, None, self.centre),
+            dy,
+            x,
+            mean,
+            rstd,
+            self.shape,
+            weight,
+            self.axis,
+            None,
+            None,
+            None,
+            self.centre,
             **through,
         )
 
@@ -260,8 +276,8 @@ class Group(Rule):
         )
         return y, (mean, rstd)
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
         return functional.group_norm_backward(dy, x, mean, rstd, self.groups, weight, **through)
@@ -282,8 +298,8 @@ class Instance(Batch):
         )
         return y, (mean, rstd)
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         mean, rstd = statistics
         return functional.instance_norm_backward(dy, x, mean, rstd, weight, **through)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ranks import BACKWARD, FORWARD, Ranks, backward_part, merge, train_part
 from .batch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .rules import Array, Batch, Rule, Statistics, Through
+from .rules import Array, Batch, Rule, Statistics
 from .swap import swap
 
 _BATCH_NORMS = (
@@ -52,8 +52,8 @@ class Synchronized(Batch):
         )
         return y, (mean, rstd)
 
-    def _gradients(
-        self, dy: Array, x: Array, statistics: Statistics, weight: Any, through: Through
+    def gradients(
+        self, dy: Array, x: Array, statistics: Statistics, weight: Any, **through: Any
     ) -> tuple[Array, Array, Array | None]:
         """One message: the two sums of the backward. dweight and dbias are this process's."""
         mean, rstd = statistics

@@ -1,0 +1,74 @@
+"""Plain calls beside the general way: which answered, the same backend with either, bad arrays."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from normcore import backend
+from normcore.plain import Calls
+
+cython = pytest.importorskip("normcore.kernels.cython", reason="the Cython backend was not built")
+METHODS = [name for name in vars(Calls) if not name.startswith("_")]
+ONE = pytest.mark.parametrize("ways", [cython.isa], indirect=True, ids=str)
+"""Arguments are looked at before the instruction set matters."""
+
+
+class Watched(Calls):
+    """Compiled calls that count how often they answered, of one instruction set."""
+
+    def __init__(self, isa=cython.isa, threads=backend.threads):
+        self.compiled = cython.Calls(cython.modules(isa), threads, backend.SERIAL_BELOW)
+        self.answered = 0
+        for name in METHODS:
+            setattr(self, name, partial(self.call, getattr(self.compiled, name)))
+
+    def call(self, method, *arguments):
+        found = method(*arguments)
+        self.answered += found is not None
+        return found
+
+
+def both(isa, monkeypatch):
+    """(plain, general): calls that switch the way, plain ones watched."""
+    families = cython.modules(isa)
+    watched = Watched(isa)
+    channels = {name: families[name] for name in ("nchw", "nc")}
+    made = {
+        calls: backend.Backend(
+            *("cython", channels, families["rows"], families["cols"], cython.running, calls)
+        )
+        for calls in (watched, Calls())
+    }
+
+    def choose(calls):
+        monkeypatch.setattr(backend, "current", lambda: made[calls])
+        return calls
+
+    return [partial(choose, calls) for calls in made]
+
+
+def strided(values):
+    return np.repeat(values, 2, axis=-1)[..., ::2]
+
+
+def read_only(values):
+    values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+def overlapping(given):
+    """An out that shares all but one element of x, which is replaced to lie beside it."""
+    x = given["x"]
+    memory = np.zeros(x.size + 1, x.dtype)
+    given["x"] = memory[1:].reshape(x.shape)
+    return memory[:-1].reshape(x.shape)
+
+
+def outcome(case, bad):
+    try:
+        found = case.call(bad)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error), [values.tobytes() for values in case.moved]
+    return [(values.dtype, values.shape, values.tobytes()) for values in found]
