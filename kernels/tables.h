@@ -8,7 +8,8 @@
 
 #include "simd.h"
 
-/* The arrays go on with WRAP of their first elements: a row may be read from its first full line. */
+/* The arrays go on with WRAP of their first elements: a row may be read from its first full
+   line. */
 enum { WRAP = 32 };
 enum { HI, LO, SCALE, BIAS, SLOPE = BIAS, DY_SHIFT, REST, COEFFICIENTS };
 
