@@ -104,6 +104,26 @@ def test_extreme_magnitudes_stay_finite_and_right(
 
 
 @BACKENDS
+@pytest.mark.parametrize("sizes", [(1, 30, 200), (3, 30, 5)])
+@pytest.mark.parametrize("huge", [[0], [66, 130], [199, 3]])
+def test_huge_channels_leave_their_neighbours_alone(
+    backend: Backend, sizes: tuple[int, int, int], huge: list[int]
+) -> None:
+    case = Case("nc", sizes, "float32", weight=None, bias=None)
+    x = arguments(case)["x"].copy()
+    channel = layout_of(case).statistic % sizes[2]
+    hit = np.isin(channel, np.mod(huge, sizes[2]))
+    clean, found = (outputs(backend, case, x=np.where(hit, x * f, x)) for f in (1, 2.0**110))
+    var = clean["forward var"].repeat(sizes[1]).reshape(-1, sizes[2], sizes[1])
+    eps_is_nothing = np.sqrt(1 + EPS / var.transpose(0, 2, 1).reshape(-1))
+    for name in ("forward y", "apply y", "backward dx", "apply_grads dx"):
+        assert error(found[name][~hit], clean[name][~hit], 1) <= 1e-6, name
+        if name.endswith("y"):
+            want = (clean[name] * eps_is_nothing)[hit]
+            assert error(found[name][hit], want, np.abs(want).max()) <= 1e-6, name
+
+
+@BACKENDS
 @EACH_DTYPE
 @FAMILIES
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
