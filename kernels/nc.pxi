@@ -17,10 +17,11 @@
 #
 # What these 1.21 and 1.5 are made of, on cores of 2 MB L2: reading at the limit, then storing past
 # the caches at 20 GB/s and core (1.15 together, without any arithmetic); what does not fit both
-# caches read again, 0.2 backward; sums of units and coefficients, 0.05. Where x lies 16 bytes behind
-# a line, as large arrays of NumPy do, half of the vectors of the sums lie across two: 1.37. No gain: finding the shifts
-# of the next b before the last barrier of this one, elementwise in blocks of 8 to 64 rows
-# backwards, asking for the next or the missing rows while storing (1.6 to 1.8 backward).
+# caches read again, 0.2 backward; sums of units and coefficients, 0.05. From one process to the
+# next it varies by 0.15; arrays that begin 16 bytes behind a line, as large ones of NumPy do, take
+# 1.36 to 1.4. No gain: finding the shifts of the next b before the last barrier of this one,
+# elementwise in blocks of 8 to 64 rows backwards, asking for the next or the missing rows while
+# storing (1.6 to 1.8 backward).
 
 from cython.parallel cimport parallel, prange, threadid
 from openmp cimport omp_get_num_threads
