@@ -38,8 +38,8 @@ INLINE void NAME(col_slopes_of)(REAL *g, REAL *copy, const STORE *dy, const STOR
 #define SLOPED(STORED, KEPT, STORE_IN)                                                         \
     {                                                                                          \
         const NAME(vec) element = STORED(x);                                                   \
-        NAME(vec) z = NAME(col_deviation)(element, KEPT(hi), KEPT(lo), KEPT(rstd));            \
-        z = z * KEPT(rstd) * w + b;                                                            \
+        NAME(vec) z = NAME(col_counted)(element - KEPT(hi), KEPT(rstd), 1);                    \
+        z = (z * KEPT(rstd) + KEPT(lo)) * w + b;                                               \
         if (residual != NULL)                                                                  \
             z += STORED(residual);                                                             \
         STORE_IN(copy, element);                                                               \
@@ -75,14 +75,13 @@ KERNEL void NAME(col_slopes)(void *to, void *to_copy, void *to_g, const void *fr
     const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
     for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const REAL w = ((const REAL *)affine->weight)[r], b = ((const REAL *)affine->bias)[r];
-        if (strip->norms != NULL) {
+        if (strip->wide) {
             for (ptrdiff_t j = 0; j < strip->cols; j++) {
-                if (strip->norms[j].rstd == 0.0) {
+                if (strip->exact[NORM_RSTD * strip->room + j] == 0.0) {
                     g[j] = 0;
                     continue;
                 }
-                const double z = NAME(col_norm_one)(x + j, residual == NULL ? NULL : residual + j,
-                                                    strip->norms + j, w, b);
+                const double z = NAME(col_norm_one)(x, residual, strip, j, w, b);
                 g[j] = (REAL)(NAME(get)(dy + j) * slope_one(z, activation));
             }
             NAME(widen_all)(copy, x, strip->cols);

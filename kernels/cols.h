@@ -9,35 +9,25 @@
 #ifndef REAL
 
 #include "activation.h"
-#include "layer.h"
+#include "col_norms.h"
 #include "partial.h"
 
-/* The coefficients of a strip's columns in the type that is computed in, one array each. */
-enum { NORM_HI, NORM_LO, NORM_RSTD, NORM_SLOPE, NORM_G_HI, NORM_G_LO, NORM_VALUES };
-
 typedef struct {
-    ptrdiff_t rows, cols, pitch;
-    ptrdiff_t room;     /* elements from one array of coefficients to the next */
-    const void *packed; /* NORM_VALUES of them */
-    const Norm *norms;  /* the same in float64, or NULL: no column is wide */
-    const double *exact; /* (3, room): mean, what it has beyond, rstd */
-} Strip;
-
-typedef struct {
-    ptrdiff_t computed; /* bytes of one coefficient */
+    ptrdiff_t itemsize, computed; /* bytes of an element, of a coefficient */
     void (*first_shifts)(double *shift, const void *x, const Strip *strip);
     /* sum, square: arrays of `room` */
     void (*sums)(double *sums, const void *x, const Strip *strip, const double *shift);
     /* sum, product, rest: arrays of `room` */
-    void (*grad_sums)(double *sums, const void *dy, const void *x, const double *weight,
-                      const Strip *strip, const double *mean);
-    void (*pack)(void *packed, ptrdiff_t room, ptrdiff_t column, const Norm *norm);
+    void (*grad_sums)(double *sums, double *dweight, double *dbias, const void *dy, const void *x,
+                      const double *weight, const Strip *strip);
+    void (*mend)(double *dweight, const void *dy, const Strip *strip, const double *off);
+    void (*pack)(void *packed, const double *exact, ptrdiff_t size);
     void (*apply)(void *y, const void *x, const void *residual, const Strip *strip,
                   const Affine *affine, int activation, int stream);
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
                              const Strip *strip, const Affine *affine, int activation, int stream);
     void (*grads)(void *dx, const void *dy, const void *x, const void *addend, const Strip *strip,
-                  const void *weight, double *dweight, double *dbias, int stream);
+                  const void *weight, int stream);
 } Cols;
 
 /* Rows that share one load and store of the columns' totals, and are asked for ahead. */
@@ -48,6 +38,7 @@ enum { ROWS_TOGETHER = 8 };
 #else
 #define COL_VECTORS 2
 #endif
+#define EACH_ROW _Pragma("GCC unroll 8")
 
 #define REAL float
 #define COMPUTED f32
@@ -81,86 +72,77 @@ enum { ROWS_TOGETHER = 8 };
 
 #include "col_sums.h"
 
-KERNEL void NAME(col_pack)(void *packed, ptrdiff_t room, ptrdiff_t column, const Norm *norm) {
-    REAL *p = (REAL *)packed + column;
-    p[NORM_HI * room] = (REAL)norm->hi;
-    p[NORM_LO * room] = (REAL)norm->lo;
-    p[NORM_RSTD * room] = (REAL)norm->rstd;
-    p[NORM_SLOPE * room] = (REAL)norm->slope;
-    p[NORM_G_HI * room] = (REAL)norm->mean_g_hi;
-    p[NORM_G_LO * room] = (REAL)norm->mean_g_lo;
+KERNEL void NAME(col_pack)(void *restrict to, const double *restrict exact, ptrdiff_t size) {
+    REAL *restrict packed = to;
+    for (ptrdiff_t j = 0; j < size; j++)
+        packed[j] = (REAL)exact[j];
 }
 
-/* Goes along one row of a strip, as ALONG of rows.h: VALUE(STORED, KEPT) of elements j on. */
-#define WHOLE(p) NAME(load)((p) + j)
-#define WHOLE_KEPT(p) COMPUTE(load)((p) + j)
-#define SOME(p) NAME(load_some)((p) + j, k)
-#define SOME_KEPT(p) COMPUTE(load_some)((p) + j, k)
-#define ALONG(OUT, VALUE)                                                                      \
-    {                                                                                          \
-        ptrdiff_t j = 0;                                                                       \
-        if (cols >= 4 * LINE) {                                                                \
-            const ptrdiff_t head = line_head(OUT, sizeof(STORE), cols);                        \
-            while (j < head) {                                                                 \
-                const ptrdiff_t k = head - j < WIDTH ? head - j : WIDTH;                       \
-                NAME(store_some)(OUT + j, VALUE(SOME, SOME_KEPT), k);                          \
-                j += k;                                                                        \
-            }                                                                                  \
-            if (stream)                                                                        \
-                for (; j + LINE <= cols;)                                                      \
-                    for (const ptrdiff_t end = j + LINE; j < end; j += WIDTH)                  \
-                        NAME(stream)(OUT + j, VALUE(WHOLE, WHOLE_KEPT));                       \
-        }                                                                                      \
-        for (; j + WIDTH <= cols; j += WIDTH)                                                  \
-            NAME(store)(OUT + j, VALUE(WHOLE, WHOLE_KEPT));                                    \
-        if (j < cols) {                                                                        \
-            const ptrdiff_t k = cols - j;                                                      \
-            NAME(store_some)(OUT + j, VALUE(SOME, SOME_KEPT), k);                              \
-        }                                                                                      \
-    }
+#define ASK(i) ((void)0)
+#include "along.h"
 
-/* Where rstd is 0, whatever x is, 0. */
-INLINE VEC NAME(col_deviation)(VEC x, VEC hi, VEC lo, VEC rstd) {
-    return COMPUTE(only_where)(rstd != 0, (x - hi) - lo);
+/* Of row r. */
+INLINE Shared NAME(col_shared)(const Strip *strip, ptrdiff_t r) {
+    Shared shared = strip->shared;
+    shared.line += 64 * r;
+    return shared;
 }
-INLINE double NAME(col_norm_one)(const STORE *x, const STORE *residual, const Norm *norm, REAL w,
-                                 REAL b) {
-    const double x_hat = norm->rstd == 0.0 ? 0.0
-                                           : ((NAME(get)(x) - norm->hi) - norm->lo) * norm->rstd;
+
+/* Where rstd is 0, whatever v is, 0; nowhere if no column is `masked`. */
+INLINE VEC NAME(col_counted)(VEC v, VEC rstd, const int masked) {
+    return masked ? COMPUTE(only_where)(rstd != 0, v) : v;
+}
+/* One element before its activation, in float64. */
+INLINE double NAME(col_norm_one)(const STORE *x, const STORE *residual, const Strip *strip,
+                                 ptrdiff_t j, REAL w, REAL b) {
+    const double *hi = strip->exact + j, *lo = hi + NORM_LO * strip->room;
+    const double *rstd = hi + NORM_RSTD * strip->room;
+    const double x_hat = *rstd == 0.0 ? 0.0 : (NAME(get)(x + j) - *hi) * *rstd + *lo;
     const double z = x_hat * w + b;
-    return residual == NULL ? z : z + NAME(get)(residual);
+    return residual == NULL ? z : z + NAME(get)(residual + j);
 }
 
 #define PACKED                                                                                 \
-    const ptrdiff_t cols = strip->cols;                                                        \
+    const ptrdiff_t len = strip->cols;                                                         \
     const REAL *hi = strip->packed, *lo = hi + NORM_LO * strip->room;                          \
     const REAL *rstd = hi + NORM_RSTD * strip->room
 #define NORMED(STORED, KEPT)                                                                   \
-    (NAME(col_deviation)(STORED(x), KEPT(hi), KEPT(lo), KEPT(rstd)) * KEPT(rstd) * w + b)
+    ((NAME(col_counted)(STORED(x) - KEPT(hi), KEPT(rstd), masked) * KEPT(rstd) + KEPT(lo)) *   \
+         w +                                                                                   \
+     b)
 #define BEFORE_ACTIVATION(STORED, KEPT)                                                        \
     (residual == NULL ? NORMED(STORED, KEPT) : NORMED(STORED, KEPT) + STORED(residual))
+
+INLINE void NAME(col_apply_row)(STORE *y, const STORE *x, const Strip *strip,
+                                const Shared *shared, REAL w, REAL b, const int masked, int stream) {
+    PACKED;
+    ALONG(y, NORMED)
+}
 
 /* y = activation(((x - hi) - lo) * rstd * weight + bias + residual). y may be x or residual. */
 KERNEL void NAME(col_apply)(void *to, const void *from, const void *from_residual,
                             const Strip *strip, const Affine *affine, int activation,
                             int stream) {
     PACKED;
+    const int masked = 1;
     STORE *y = to;
     const STORE *x = from, *residual = from_residual;
     for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const REAL w = ((const REAL *)affine->weight)[r], b = ((const REAL *)affine->bias)[r];
-        if (strip->norms != NULL)
-            for (ptrdiff_t j = 0; j < cols; j++) {
-                const double z = NAME(col_norm_one)(x + j, residual == NULL ? NULL : residual + j,
-                                                    strip->norms + j, w, b);
+        const Shared own = NAME(col_shared)(strip, r), *shared = &own;
+        if (strip->wide)
+            for (ptrdiff_t j = 0; j < strip->cols; j++) {
+                const double z = NAME(col_norm_one)(x, residual, strip, j, w, b);
                 NAME(put)(y + j, (REAL)activate_one(z, activation));
             }
-        else if (residual == NULL && activation == IDENTITY)
-            ALONG(y, NORMED)
-        else
+        else if (residual != NULL || activation != IDENTITY)
 #define ACTIVATED(STORED, KEPT) COMPUTE(activate)(BEFORE_ACTIVATION(STORED, KEPT), activation)
             ALONG(y, ACTIVATED)
 #undef ACTIVATED
+        else if (strip->masked)
+            NAME(col_apply_row)(y, x, strip, shared, w, b, 1, stream);
+        else
+            NAME(col_apply_row)(y, x, strip, shared, w, b, 0, stream);
         x += strip->pitch;
         y += strip->pitch;
         if (residual != NULL)
@@ -173,14 +155,15 @@ KERNEL void NAME(col_activation_grads)(void *to, const void *from_dy, const void
                                        const void *from_residual, const Strip *strip,
                                        const Affine *affine, int activation, int stream) {
     PACKED;
+    const int masked = 1;
     STORE *g = to;
     const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
     for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const REAL w = ((const REAL *)affine->weight)[r], b = ((const REAL *)affine->bias)[r];
-        if (strip->norms != NULL)
-            for (ptrdiff_t j = 0; j < cols; j++) {
-                const double z = NAME(col_norm_one)(x + j, residual == NULL ? NULL : residual + j,
-                                                    strip->norms + j, w, b);
+        const Shared own = NAME(col_shared)(strip, r), *shared = &own;
+        if (strip->wide)
+            for (ptrdiff_t j = 0; j < strip->cols; j++) {
+                const double z = NAME(col_norm_one)(x, residual, strip, j, w, b);
                 NAME(put)(g + j, (REAL)(NAME(get)(dy + j) * slope_one(z, activation)));
             }
         else
@@ -199,80 +182,57 @@ KERNEL void NAME(col_activation_grads)(void *to, const void *from_dy, const void
 #undef BEFORE_ACTIVATION
 #undef NORMED
 
-/* What a row adds to dweight and dbias, in float64: rounded to float32, the terms of columns that
-   repeat 16 were off by 4e-6 of dweight's norm. */
-INLINE void NAME(col_terms)(double *dweight, double *dbias, const STORE *dy, const STORE *x,
-                            const Strip *strip) {
-    const double *mean = strip->exact, *rest = mean + strip->room, *rstd = rest + strip->room;
-    vec_f64 products[2] = {{0}}, sums[2] = {{0}};
-    ptrdiff_t j = 0;
-    for (; j + 2 * DOUBLES <= strip->cols; j += 2 * DOUBLES)
-        UNROLLED
-        for (int u = 0; u < 2; u++) {
-            const ptrdiff_t at = j + u * DOUBLES;
-            const vec_f64 scale = load_f64(rstd + at);
-            const vec_f64 gradient = only_where_f64(scale != 0, NAME(widen)(dy + at));
-            vec_f64 deviation = NAME(widen)(x + at) - load_f64(mean + at);
-            if (sizeof(REAL) == 8)
-                deviation -= load_f64(rest + at);
-            products[u] += gradient * (only_where_f64(scale != 0, deviation) * scale);
-            sums[u] += gradient;
-        }
-    for (; j < strip->cols; j++)
-        if (rstd[j] != 0.0) {
-            const double gradient = NAME(get)(dy + j);
-            *dweight += gradient * (((NAME(get)(x + j) - mean[j]) - rest[j]) * rstd[j]);
-            *dbias += gradient;
-        }
-    *dweight += vector_sum(products[0] + products[1]);
-    *dbias += vector_sum(sums[0] + sums[1]);
+/* dx of one row, from the column coefficients that are packed. */
+INLINE void NAME(col_grads_row)(STORE *dx, const STORE *dy, const STORE *x, const STORE *addend,
+                                const Strip *strip, const Shared *shared, REAL w,
+                                const int masked, int stream) {
+    const ptrdiff_t len = strip->cols, room = strip->room;
+    const REAL *hi = strip->packed, *rstd = hi + NORM_RSTD * room, *slope = hi + NORM_SLOPE * room;
+    const REAL *g_hi = hi + NORM_G_HI * room, *g_lo = hi + NORM_G_LO * room;
+#define COUNTED(v, KEPT) NAME(col_counted)(v, KEPT(rstd), masked)
+#define GRADIENT(STORED, KEPT)                                                                 \
+    (((w * COUNTED(STORED(dy), KEPT) - KEPT(g_hi)) -                                           \
+      COUNTED(STORED(x) - KEPT(hi), KEPT) * KEPT(slope)) * KEPT(rstd) + KEPT(g_lo))
+#define ADDED(STORED, KEPT) (GRADIENT(STORED, KEPT) + STORED(addend))
+    if (addend == NULL)
+        ALONG(dx, GRADIENT)
+    else
+        ALONG(dx, ADDED)
+#undef ADDED
+#undef GRADIENT
+#undef COUNTED
 }
 
-INLINE VEC NAME(col_grad)(VEC dy, VEC x, VEC hi, VEC lo, VEC rstd, VEC slope, VEC mean_hi,
-                          VEC mean_lo, REAL w) {
-    const VEC gradient = COMPUTE(only_where)(rstd != 0, dy);
-    const VEC deviation = NAME(col_deviation)(x, hi, lo, rstd);
-    return rstd * ((w * gradient - mean_hi) - (deviation * slope + mean_lo));
+/* One element of dx without addend, in float64. */
+INLINE double NAME(col_grad_one)(const STORE *dy, const STORE *x, const Strip *strip, ptrdiff_t j,
+                                 REAL w) {
+    const double *hi = strip->exact + j, *rstd = hi + NORM_RSTD * strip->room;
+    const double *slope = hi + NORM_SLOPE * strip->room, *g_hi = hi + NORM_G_HI * strip->room;
+    const double *g_lo = hi + NORM_G_LO * strip->room;
+    if (*rstd == 0.0)
+        return 0.0;
+    const double deviation = NAME(get)(x + j) - *hi;
+    return ((w * (double)NAME(get)(dy + j) - *g_hi) - deviation * *slope) * *rstd + *g_lo;
 }
 
-/* dx, and what the strip adds to dweight and dbias. dx may be dy, x or addend. */
+/* dx may be dy, x or addend. */
 KERNEL void NAME(col_grads)(void *to, const void *from_dy, const void *from_x,
                             const void *from_addend, const Strip *strip, const void *weight,
-                            double *dweight, double *dbias, int stream) {
-    PACKED;
-    const REAL *slope = hi + NORM_SLOPE * strip->room, *g_hi = hi + NORM_G_HI * strip->room;
-    const REAL *g_lo = hi + NORM_G_LO * strip->room;
+                            int stream) {
     STORE *dx = to;
     const STORE *dy = from_dy, *x = from_x, *addend = from_addend;
     for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const REAL w = ((const REAL *)weight)[r];
-        if (strip->norms != NULL) {
-            for (ptrdiff_t j = 0; j < cols; j++) {
-                const Norm *norm = strip->norms + j;
-                const int counts = norm->rstd != 0.0;
-                const double gradient = counts ? NAME(get)(dy + j) : 0.0;
-                const double deviation =
-                    counts ? (NAME(get)(x + j) - norm->hi) - norm->lo : 0.0;
-                const double found =
-                    norm->rstd * ((w * gradient - norm->mean_g_hi) -
-                                  (deviation * norm->slope + norm->mean_g_lo));
-                dweight[r] += gradient * (deviation * norm->rstd);
-                dbias[r] += gradient;
+        const Shared shared = NAME(col_shared)(strip, r);
+        if (strip->wide)
+            for (ptrdiff_t j = 0; j < strip->cols; j++) {
+                const double found = NAME(col_grad_one)(dy, x, strip, j, w);
                 NAME(put)(dx + j, (REAL)(addend == NULL ? found : found + NAME(get)(addend + j)));
             }
-        } else {
-            NAME(col_terms)(dweight + r, dbias + r, dy, x, strip);
-#define GRADIENT(STORED, KEPT)                                                                 \
-    NAME(col_grad)(STORED(dy), STORED(x), KEPT(hi), KEPT(lo), KEPT(rstd), KEPT(slope),         \
-                   KEPT(g_hi), KEPT(g_lo), w)
-#define ADDED(STORED, KEPT) (GRADIENT(STORED, KEPT) + STORED(addend))
-            if (addend == NULL)
-                ALONG(dx, GRADIENT)
-            else
-                ALONG(dx, ADDED)
-#undef ADDED
-#undef GRADIENT
-        }
+        else if (strip->masked)
+            NAME(col_grads_row)(dx, dy, x, addend, strip, &shared, w, 1, stream);
+        else
+            NAME(col_grads_row)(dx, dy, x, addend, strip, &shared, w, 0, stream);
         x += strip->pitch;
         dy += strip->pitch;
         dx += strip->pitch;
@@ -282,12 +242,15 @@ KERNEL void NAME(col_grads)(void *to, const void *from_dy, const void *from_x,
 }
 
 static const Cols NAME(cols) = {
-    sizeof(REAL),   NAME(col_shifts),           NAME(col_sums),  NAME(col_grad_sums),
-    NAME(col_pack), NAME(col_apply), NAME(col_activation_grads), NAME(col_grads),
+    sizeof(STORE),       sizeof(REAL),   NAME(col_shifts), NAME(col_sums),
+    NAME(col_grad_sums), NAME(col_mend), NAME(col_pack),   NAME(col_apply),
+    NAME(col_activation_grads), NAME(col_grads),
 };
 
 #undef PACKED
+#undef ASK
 #undef ALONG
+#undef PART
 #undef WHOLE
 #undef WHOLE_KEPT
 #undef SOME

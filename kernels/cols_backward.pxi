@@ -2,66 +2,47 @@
 # or from buffers that hold x and the gradient before the activation.
 
 cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Tables tables = tables_of(job, thread)
-    cdef Py_ssize_t unit, item
-    cdef double *part
-    for unit in range(first, last):
-        part = job.parts + unit * 2 * job.pitch
-        memset(part, 0, 2 * job.pitch * sizeof(double))
-        for item in range(
-            unit * job.plan.unit, min((unit + 1) * job.plan.unit, job.plan.b * job.plan.strips)
-        ):
-            strip_backward(job, &tables, item, part)
-    if job.stream:
-        stream_fence()
+    cdef Py_ssize_t unit = job.plan.unit
+    memset(job.parts + first * 2 * job.pitch, 0, (last - first) * 2 * job.pitch * sizeof(double))
+    each_strip(job, thread, first * unit, min(last * unit, job.plan.b * job.plan.strips))
 
 
-cdef void strip_backward(
-    Job *job, Tables *tables, Py_ssize_t item, double *part
-) noexcept nogil:
-    cdef Py_ssize_t column = place(job, tables, item), at = offset(job, column)
+cdef void begin_backward(Job *job, Tables *tables, Py_ssize_t item) noexcept nogil:
     cdef const FusedCols *fused = job.plan.fused
-    if fused == NULL:
-        strip_gradients(
-            job, tables, column, job.plan.cols, job.out + at, job.dy + at, job.x + at,
-            added_at(job, at), job.plan.c * job.itemsize, part, job.stream)
-        return
-    strip_slopes(job, tables, column, at)
-    tables.strip.pitch = job.plan.room
-    strip_gradients(
-        job, tables, column, fused.cols, tables.slopes, tables.slopes, tables.copy, NULL,
-        job.plan.room * fused.cols.computed, part, False)
     tables.strip.pitch = job.plan.c
-    fused.round(job.out + at, tables.slopes, &tables.strip, job.stream)
+    place(job, tables, item)
+    tables.dweight = job.parts + item // job.plan.unit * 2 * job.pitch
+    tables.dbias = tables.dweight + job.pitch
+    if fused != NULL:
+        # The gradient before the activation goes to g and to a buffer.
+        tables.out = tables.slopes
+        given_norms(tables)
+        fused.slopes(
+            tables.slopes, tables.copy, NULL if job.plan.g == NULL else job.plan.g + tables.at,
+            tables.dy, tables.x, tables.added, &tables.strip, &job.affine, job.activation,
+            job.stream)
+        tables.cols = fused.cols
+        tables.strip.pitch = tables.strip.room
+        tables.pitch = tables.strip.room * fused.cols.itemsize
+        tables.following = 0
+        tables.dy = tables.slopes
+        tables.x = tables.copy
+        tables.added = NULL
+    given_columns(&tables.strip, &tables.of)
 
 
-cdef void strip_slopes(
-    Job *job, Tables *tables, Py_ssize_t column, Py_ssize_t at
-) noexcept nogil:
-    # The gradient before the activation, to g and to a buffer.
-    cdef Py_ssize_t j
-    for j in range(tables.strip.cols):
-        given_norm(job, column + j, tables.norms + j)
-    pack(job, tables, column)
-    job.plan.fused.slopes(
-        tables.slopes, tables.copy, NULL if job.plan.g == NULL else job.plan.g + at,
-        job.dy + at, job.x + at, added_at(job, at), &tables.strip, &job.affine, job.activation,
-        job.stream)
+cdef void settle_backward_strip(Job *job, Tables *tables) noexcept nogil:
+    if settle_column_grads(&tables.strip, &tables.of, tables.sums):
+        tables.cols.mend(
+            tables.dweight, tables.dy, &tables.strip, tables.sums + 2 * tables.strip.room)
+    pack(tables, NORM_VALUES)
 
 
-cdef void strip_gradients(
-    Job *job, Tables *tables, Py_ssize_t column, const Cols *cols, char *dx, const char *dy,
-    const char *x, const char *addend, Py_ssize_t pitch, double *part, bint stream
-) noexcept nogil:
-    # Of a strip whose rows lie `pitch` bytes apart.
-    cdef Py_ssize_t j, room = job.plan.room
-    for j in range(tables.strip.cols):
-        tables.shift[j] = 0.0 if job.mean == NULL else origin_of(job, job.mean[column + j])
-    strip_sums(job, tables, cols, dy, x, pitch)
-    for j in range(tables.strip.cols):
-        settle_backward(
-            job, column + j, tables.norms + j, tables.sums[j], tables.sums[room + j],
-            tables.sums[2 * room + j], <double>job.m)
-    pack(job, tables, column)
-    cols.grads(
-        dx, dy, x, addend, &tables.strip, job.affine.weight, part, part + job.pitch, stream)
+cdef void write_backward(Job *job, Tables *tables) noexcept nogil:
+    cdef const FusedCols *fused = job.plan.fused
+    tables.cols.grads(
+        tables.out, tables.dy, tables.x, tables.added, &tables.strip, job.affine.weight,
+        job.stream and fused == NULL)
+    if fused != NULL:
+        tables.strip.pitch = job.plan.c
+        fused.round(job.out + tables.at, tables.out, &tables.strip, job.stream)

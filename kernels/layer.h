@@ -20,6 +20,14 @@ typedef struct {
     const void *weight, *bias;
 } Affine;
 
+/* A line of what is streamed of which two writers, one after the other, have a part (along.h). Its
+   first elements wait in it if the writer before `began` it; the last ones of this writer are left
+   there for the next one if it `goes_on`. What shares lines holds at least 4 of them. */
+typedef struct {
+    char *line; /* 64 bytes, or so many for every row of a strip */
+    int began, goes_on;
+} Shared;
+
 INLINE double vector_sum(vec_f64 v) {
     double lanes[DOUBLES];
     store_f64(lanes, v);

@@ -1,4 +1,5 @@
 /* The first k elements of a vector, 1 <= k <= its length: what is left over at the ends of a row.
+   load_some, store_some: of what is computed in; widen_some: of doubles, k <= DOUBLES.
    With them the arithmetic of an element is written down once, in vectors. */
 
 #ifndef NORMCORE_PARTIAL_H
@@ -20,6 +21,19 @@ INLINE vec_f32 load_some_f16(const store_t_f16 *p, ptrdiff_t k) {
 INLINE vec_f32 load_some_bf16(const store_t_bf16 *p, ptrdiff_t k) {
     const __m256i bits = _mm256_maskz_loadu_epi16((__mmask16)((1u << k) - 1), p);
     return (vec_f32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+INLINE vec_f64 widen_some_f32(const float *p, ptrdiff_t k) {
+    return (vec_f64)_mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)((1u << k) - 1), p));
+}
+INLINE vec_f64 widen_some_f64(const double *p, ptrdiff_t k) { return load_some_f64(p, k); }
+INLINE vec_f64 widen_some_f16(const store_t_f16 *p, ptrdiff_t k) {
+    const __m128i bits = _mm_maskz_loadu_epi16((__mmask8)((1u << k) - 1), p);
+    return (vec_f64)_mm512_cvtps_pd(_mm256_cvtph_ps(bits));
+}
+INLINE vec_f64 widen_some_bf16(const store_t_bf16 *p, ptrdiff_t k) {
+    const __m128i bits = _mm_maskz_loadu_epi16((__mmask8)((1u << k) - 1), p);
+    const __m256i floats = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+    return (vec_f64)_mm512_cvtps_pd(_mm256_castsi256_ps(floats));
 }
 INLINE void store_some_f32(float *p, vec_f32 v, ptrdiff_t k) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << k) - 1), (__m512)v);
@@ -44,6 +58,12 @@ INLINE void store_some_bf16(store_t_bf16 *p, vec_f32 v, ptrdiff_t k) {
         for (ptrdiff_t i = 0; i < k; i++)                                                      \
             whole[i] = p[i];                                                                   \
         return PASTE(load, SUFFIX)(whole);                                                     \
+    }                                                                                          \
+    KERNEL vec_f64 PASTE(widen_some, SUFFIX)(const PASTE(store_t, SUFFIX) * p, ptrdiff_t k) {  \
+        PASTE(store_t, SUFFIX) whole[DOUBLES] = {0};                                           \
+        for (ptrdiff_t i = 0; i < k; i++)                                                      \
+            whole[i] = p[i];                                                                   \
+        return PASTE(widen, SUFFIX)(whole);                                                    \
     }                                                                                          \
     KERNEL void PASTE(store_some, SUFFIX)(PASTE(store_t, SUFFIX) * p, VEC v, ptrdiff_t k) {    \
         PASTE(store_t, SUFFIX) whole[LENGTH];                                                  \

@@ -32,12 +32,12 @@ typedef struct {
 INLINE void NAME(row_slopes_of)(REAL *g, REAL *wide, const STORE *dy, const STORE *x,
                                 const STORE *residual, ptrdiff_t len, const Norm *row,
                                 const REAL *weight, const REAL *bias, const int activation) {
-    const REAL hi = (REAL)row->hi, lo = (REAL)row->lo, rstd = (REAL)row->rstd;
+    const REAL hi = (REAL)row->hi, rstd = (REAL)row->rstd, left = (REAL)(-row->lo * row->rstd);
     ptrdiff_t j = 0;
 #define SLOPED(STORED, KEPT, STORE_IN)                                                         \
     {                                                                                          \
         const NAME(vec) element = STORED(x);                                                   \
-        NAME(vec) z = ((element - hi) - lo) * rstd * KEPT(weight) + KEPT(bias);                \
+        NAME(vec) z = ((element - hi) * rstd + left) * KEPT(weight) + KEPT(bias);              \
         if (residual != NULL)                                                                  \
             z += STORED(residual);                                                             \
         STORE_IN(wide, element);                                                               \

@@ -63,22 +63,16 @@ KERNEL void NAME(row_sums)(double *sums, const void *from, ptrdiff_t len, double
     sums[1] += vector_sum(squares) + last_square;
 }
 
-/* Of halves nobody asks for the rest: what their rounded mean leaves is known from the mean. */
 #ifdef HALF
-#define ADD_REST(rest, d) ((void)0)
-#else
-#define ADD_REST(rest, d) ((rest) += (d))
-#endif
 
-/* sums[0] += g, sums[1] += g * (x - mean), sums[2] += x - mean, with g = dy * weight. */
-KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *from_x,
-                                const void *from_weight, ptrdiff_t len, double mean) {
-    const STORE *dy = from_dy, *x = from_x;
-    const ACC_REAL *weight = from_weight, origin = (ACC_REAL)mean;
-    vec_f64 total = {0}, products = {0}, rests = {0};
+/* sums[0] += g, sums[1] += g * (x - mean), with g = dy * weight. */
+KERNEL void NAME(row_grad_sums_of)(double *sums, const STORE *dy, const STORE *x,
+                                   const ACC_REAL *weight, ptrdiff_t len, double mean) {
+    const ACC_REAL origin = (ACC_REAL)mean;
+    vec_f64 total = {0}, products = {0};
     ptrdiff_t i = 0;
     while (i + ACC_WIDTH <= len) {
-        ACC sum[UNROLL] = {{0}}, product[UNROLL] = {{0}}, rest[UNROLL] = {{0}};
+        ACC sum[UNROLL] = {{0}}, product[UNROLL] = {{0}};
         const ptrdiff_t stop = len - i < BLOCK ? len : i + BLOCK;
         for (; i + STEP <= stop; i += STEP) {
             for (ptrdiff_t k = 0; k < STEP; k += LINE)
@@ -90,7 +84,6 @@ KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *f
                 const ACC d = ACC_READ(x + at) - origin;
                 sum[u] += g;
                 product[u] += g * d;
-                ADD_REST(rest[u], d);
             }
         }
         for (; i + ACC_WIDTH <= stop; i += ACC_WIDTH) {
@@ -98,25 +91,121 @@ KERNEL void NAME(row_grad_sums)(double *sums, const void *from_dy, const void *f
             const ACC d = ACC_READ(x + i) - origin;
             sum[0] += g;
             product[0] += g * d;
-            ADD_REST(rest[0], d);
         }
         total += FOUR(sum);
         products += FOUR(product);
-        rests += FOUR(rest);
     }
-    double last[3] = {0.0, 0.0, 0.0};
+    double last[2] = {0.0, 0.0};
     for (; i < len; i++) {
         const double g = (double)NAME(get)(dy + i) * weight[i], d = NAME(get)(x + i) - origin;
         last[0] += g;
         last[1] += g * d;
-        last[2] += d;
     }
     sums[0] += vector_sum(total) + last[0];
     sums[1] += vector_sum(products) + last[1];
-    sums[2] += vector_sum(rests) + last[2];
 }
 
-#undef ADD_REST
+/* As below, but dweight and dbias are for row_terms.h to add to. */
+KERNEL void NAME(row_grad_sums)(double (*sums)[3], const RowGrads *at, const double *mean,
+                                const double *rstd) {
+    (void)rstd;
+    for (ptrdiff_t r = 0; r < at->rows; r++)
+        NAME(row_grad_sums_of)(sums[r], (const STORE *)at->dy + r * at->pitch,
+                               (const STORE *)at->x + r * at->pitch, at->weight, at->len, mean[r]);
+}
+
+#else
+
+/* One sweep over `rows` rows gives all sums of a backward: of rows g and g * (x - mean) with
+   g = dy * weight, for float64 also x - mean, which says what the mean is off by; of columns
+   dy * (x - mean) * rstd and dy. A core multiplies and adds one vector of 64 bytes in a cycle, so
+   every operation counts: with the terms of dweight in a sweep of their own, which widened and
+   centred the elements once more, (32768, 1024) took 1.5 of the triad. */
+INLINE void NAME(row_grad_sums_of)(double (*sums)[3], const RowGrads *at, const ptrdiff_t first,
+                                   const double *mean, const double *rstd, const int rows) {
+    const STORE *dy = (const STORE *)at->dy + first * at->pitch;
+    const STORE *x = (const STORE *)at->x + first * at->pitch;
+    const ptrdiff_t len = at->len, pitch = at->pitch, ahead = at->rows * pitch;
+    vec_f64 sum[TOGETHER], product[TOGETHER], rest[TOGETHER];
+    EACH_ROW
+    for (int r = 0; r < rows; r++)
+        sum[r] = product[r] = rest[r] = (vec_f64){0};
+#define SUM_GRADS(READ, CENTRED, ASK)                                                          \
+    {                                                                                          \
+        const vec_f64 w = load_f64(weight + i);                                                \
+        vec_f64 to_dweight = load_f64(dweight + i), to_dbias = load_f64(dbias + i);            \
+        EACH_ROW                                                                               \
+        for (int r = 0; r < rows; r++) {                                                       \
+            if (ASK)                                                                           \
+                __builtin_prefetch(x + i + r * pitch + ahead, 0, 2);                           \
+            const vec_f64 gradient = READ(dy + i + r * pitch);                                 \
+            const vec_f64 deviation = READ(x + i + r * pitch) - CENTRED(mean[first + r]);      \
+            const vec_f64 term = gradient * deviation;                                         \
+            sum[r] += gradient * w;                                                            \
+            product[r] += term * w;                                                            \
+            if (sizeof(REAL) == 8)                                                             \
+                rest[r] += deviation;                                                          \
+            to_dweight += term * rstd[first + r];                                              \
+            to_dbias += gradient;                                                              \
+        }                                                                                      \
+        store_f64(dweight + i, to_dweight);                                                    \
+        store_f64(dbias + i, to_dbias);                                                        \
+    }
+    const double *weight = at->sum_weight;
+    double *dweight = at->dweight, *dbias = at->dbias;
+    ptrdiff_t i = 0;
+    while (i + LINE <= len) {
+        SUM_GRADS(NAME(widen), , 1)
+        i += DOUBLES;
+        for (int v = 1; v < LINE / DOUBLES; v++, i += DOUBLES)
+            SUM_GRADS(NAME(widen), , 0)
+    }
+    for (; i + DOUBLES <= len; i += DOUBLES)
+        SUM_GRADS(NAME(widen), , 0)
+    if (i < len) {
+        /* The last elements in vectors of their own. */
+        const ptrdiff_t k = len - i, start = i;
+        double few_weights[DOUBLES] = {0}, few[2][DOUBLES], ones[DOUBLES] = {0};
+        for (ptrdiff_t e = 0; e < k; e++)
+            ones[e] = 1.0;
+        memcpy(few_weights, weight + start, k * sizeof(double));
+        memset(few, 0, sizeof few);
+        weight = few_weights - i;
+        dweight = few[0] - i;
+        dbias = few[1] - i;
+#define READ_SOME(p) NAME(widen_some)(p, k)
+#define SOME_OF(m) (load_f64(ones) * (m))
+        SUM_GRADS(READ_SOME, SOME_OF, 0)
+#undef SOME_OF
+#undef READ_SOME
+        for (ptrdiff_t e = 0; e < k; e++) {
+            at->dweight[start + e] += few[0][e];
+            at->dbias[start + e] += few[1][e];
+        }
+    }
+#undef SUM_GRADS
+    EACH_ROW
+    for (int r = 0; r < rows; r++) {
+        sums[first + r][0] += vector_sum(sum[r]);
+        sums[first + r][1] += vector_sum(product[r]);
+        sums[first + r][2] += vector_sum(rest[r]);
+    }
+}
+
+/* Of every row, sums[0] += g, sums[1] += g * (x - mean), for float64 sums[2] += x - mean. */
+KERNEL void NAME(row_grad_sums)(double (*sums)[3], const RowGrads *at, const double *mean,
+                                const double *rstd) {
+    ptrdiff_t r = 0;
+    for (; r + TOGETHER <= at->rows; r += TOGETHER)
+        NAME(row_grad_sums_of)(sums, at, r, mean, rstd, TOGETHER);
+    for (; r + TOGETHER / 2 <= at->rows; r += TOGETHER / 2)
+        NAME(row_grad_sums_of)(sums, at, r, mean, rstd, TOGETHER / 2);
+    for (; r < at->rows; r++)
+        NAME(row_grad_sums_of)(sums, at, r, mean, rstd, 1);
+}
+
+#endif
+
 #undef FOUR
 #undef STEP
 #undef BLOCK

@@ -1,10 +1,9 @@
-/* What rows add to dweight and dbias, for one vector of columns: sums of dy * (x - mean) * rstd and of
-   dy. Included by row_grads.h, once per storage type.
+/* What rows of halves add to dweight and dbias, for one vector of columns: sums of
+   dy * (x - mean) * rstd and of dy. Included by row_strips.h, once per storage type.
 
-   In float64: rounded to float32, the terms of 65536 rows that repeat 16 were off by 7e-6 of
-   dweight's norm; now by 6e-8, for 1 % of the backward of (32768, 1024). Halves, which memory does not
-   hold back, pay 20 %: their terms are float32 over the rows that are taken together. That is 3e-7 of
-   the norm, and up to 1e-5 where thousands of rows are equal. */
+   In float32 over the rows that are taken together: float64 would cost 20 %, for memory does not
+   hold halves back. That is 3e-7 of the norm, and up to 1e-5 where thousands of rows are equal.
+   Terms of floats and doubles are summed in float64, with all other sums (row_sums.h). */
 
 #define PARTS (WIDTH / DOUBLES)
 
@@ -12,22 +11,15 @@
    adds, and those of its terms. */
 typedef struct {
     REAL dx[5], rest;
-    double rstd, mean, mean_rest;
 } NAME(Coefficients);
 
 INLINE void NAME(set_coefficients)(NAME(Coefficients) * to, const Norm *row) {
     const double values[5] = {row->hi, row->rstd, row->slope, row->mean_g_hi,
-                              row->mean_g_lo - row->lo * row->slope};
+                              (row->lo * row->slope - row->mean_g_lo) * row->rstd};
     for (int i = 0; i < 5; i++)
         to->dx[i] = (REAL)values[i];
     to->rest = (REAL)row->lo;
-    to->rstd = row->rstd;
-    /* The two parts of a float32 mean make one float64. */
-    to->mean = sizeof(REAL) == 4 ? row->hi + row->lo : row->hi;
-    to->mean_rest = row->lo;
 }
-
-#ifdef HALF
 
 typedef struct {
     VEC dweight, dbias;
@@ -50,39 +42,6 @@ INLINE void NAME(sums_of_terms)(vec_f64 *dweight, vec_f64 *dbias, const NAME(Ter
         dbias[i] = COMPUTE(widen)(sums + i * DOUBLES);
     }
 }
-
-#else
-
-typedef struct {
-    vec_f64 dweight[PARTS], dbias[PARTS];
-} NAME(Terms);
-
-INLINE void NAME(no_terms)(NAME(Terms) * terms) {
-    for (int i = 0; i < PARTS; i++)
-        terms->dweight[i] = terms->dbias[i] = (vec_f64){0};
-}
-
-INLINE void NAME(add_terms)(NAME(Terms) * terms, const REAL *dy, const REAL *x,
-                            const NAME(Coefficients) * by) {
-    UNROLLED
-    for (int i = 0; i < PARTS; i++) {
-        const vec_f64 gradient = COMPUTE(widen)(dy + i * DOUBLES);
-        vec_f64 deviation = COMPUTE(widen)(x + i * DOUBLES) - by->mean;
-        if (sizeof(REAL) == 8)
-            deviation -= by->mean_rest;
-        terms->dweight[i] += gradient * (deviation * by->rstd);
-        terms->dbias[i] += gradient;
-    }
-}
-
-INLINE void NAME(sums_of_terms)(vec_f64 *dweight, vec_f64 *dbias, const NAME(Terms) * terms) {
-    for (int i = 0; i < PARTS; i++) {
-        dweight[i] = terms->dweight[i];
-        dbias[i] = terms->dbias[i];
-    }
-}
-
-#endif
 
 /* Of all columns of the vector or, if k is not 0, of the first k. */
 INLINE void NAME(give_terms)(const NAME(Terms) * terms, double *dweight, double *dbias, ptrdiff_t k) {

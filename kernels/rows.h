@@ -9,7 +9,7 @@
 #include "layer.h"
 #include "partial.h"
 
-/* Rows whose gradients are taken together: their share of dweight and dbias stays in registers. */
+/* Rows whose gradients are taken together, at most. */
 enum { TOGETHER = 8 };
 
 /* Rows of len elements, `pitch` apart. */
@@ -17,9 +17,11 @@ typedef struct {
     char *dx;
     const char *dy, *x, *addend; /* addend may be NULL */
     const void *weight;
-    double *dweight, *dbias; /* += */
+    const double *sum_weight; /* the same in float64, not for halves */
+    double *dweight, *dbias;  /* += */
     ptrdiff_t rows, len, pitch;
     int stream;
+    Shared *shared; /* with the rows before and behind */
 } RowGrads;
 
 typedef struct {
@@ -27,11 +29,10 @@ typedef struct {
     ptrdiff_t computed; /* bytes of one element of weight in Affine and RowGrads */
     double (*first_shift)(const void *x, ptrdiff_t len);
     void (*sums)(double *sums, const void *x, ptrdiff_t len, double shift);
-    /* weight: floats for halves, else doubles */
-    void (*grad_sums)(double *sums, const void *dy, const void *x, const void *weight,
-                      ptrdiff_t len, double mean);
+    void (*grad_sums)(double (*sums)[3], const RowGrads *at, const double *mean,
+                      const double *rstd);
     void (*apply)(void *y, const void *x, const void *residual, ptrdiff_t len, const Norm *row,
-                  const Affine *affine, int activation, int stream);
+                  const Affine *affine, int activation, int stream, const Shared *shared);
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
                              ptrdiff_t len, const Norm *row, const Affine *affine, int activation,
                              int stream);
@@ -39,6 +40,9 @@ typedef struct {
     void (*add)(void *total, void *copy, const void *x, const void *addend, ptrdiff_t len,
                 int stream);
 } Rows;
+
+/* Nothing shared. */
+static const Shared APART = {NULL, 0, 0};
 
 /* Vectors of columns whose sums stay in registers. */
 #if VECTOR_BYTES == 64
@@ -49,11 +53,24 @@ typedef struct {
 #define STRIP_VECTORS 4 /* a whole line */
 #endif
 
+/* Before rows are written: whether they share lines with those before and those behind, which
+   begin at `end`; what waits for a line that is not `whole` is written. */
+INLINE void share_lines(const RowGrads *at, int whole, const void *end) {
+    if (at->shared->began && !whole) {
+        const size_t before = (uintptr_t)at->dx % 64;
+        memcpy(at->dx - before, at->shared->line, before);
+        at->shared->began = 0;
+    }
+    at->shared->goes_on &= whole && (uintptr_t)end % 64 != 0;
+}
+
+#define EACH_ROW _Pragma("GCC unroll 8")
+
 /* Bytes of x to ask for ahead. Asked for by the sums alone, which then wait for memory while the
    streamed stores have it for themselves, (8192, 1024) took 1.33 of the copy; with half of the
    lines, and all of them while y is streamed, 1.18. Backward: the sums ask for x and the gradients
-   for dy, of the rows that are taken together next: 1.42 of the triad, 1.81 if the sums ask for
-   what they will read themselves. */
+   for dy, of the rows that are taken together next: 1.33 of the triad; 1.41 if the sums ask for both,
+   1.47 if nobody asks ((131072, 256): 1.5, 1.6, 2.1). */
 #define ROW_AHEAD 8192
 
 #define REAL float
@@ -101,35 +118,8 @@ KERNEL double NAME(row_shift)(const void *from, ptrdiff_t len) {
 
 #include "row_sums.h"
 
-/* Goes along a row: OUT[i] = VALUE(STORED, KEPT), where STORED(p) are the elements of p from i on
-   and KEPT(p) those of weight or bias, whole vectors or the first k of one. Stores are to whole
-   lines from the first one on, if there are a few. */
-#define WHOLE(p) NAME(load)((p) + i)
-#define WHOLE_KEPT(p) COMPUTE(load)((p) + i)
-#define SOME(p) NAME(load_some)((p) + i, k)
-#define SOME_KEPT(p) COMPUTE(load_some)((p) + i, k)
-#define ALONG(OUT, VALUE)                                                                      \
-    ptrdiff_t i = 0;                                                                           \
-    if (len >= 4 * LINE) {                                                                     \
-        const ptrdiff_t head = line_head(OUT, sizeof(STORE), len);                             \
-        while (i < head) {                                                                     \
-            const ptrdiff_t k = head - i < WIDTH ? head - i : WIDTH;                           \
-            NAME(store_some)(OUT + i, VALUE(SOME, SOME_KEPT), k);                              \
-            i += k;                                                                            \
-        }                                                                                      \
-        if (stream)                                                                            \
-            for (; i + LINE <= len;) {                                                         \
-                __builtin_prefetch(x + i + ROW_AHEAD / sizeof(STORE), 0, 2);                   \
-                for (const ptrdiff_t end = i + LINE; i < end; i += WIDTH)                      \
-                    NAME(stream)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                           \
-            }                                                                                  \
-    }                                                                                          \
-    for (; i + WIDTH <= len; i += WIDTH)                                                       \
-        NAME(store)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                                        \
-    if (i < len) {                                                                             \
-        const ptrdiff_t k = len - i;                                                           \
-        NAME(store_some)(OUT + i, VALUE(SOME, SOME_KEPT), k);                                  \
-    }
+#define ASK(i) __builtin_prefetch(ahead + (i), 0, 2)
+#include "along.h"
 
 /* What the activation is applied to, of one element, in float64: for rows that are wide, and for
    those with rstd 0 (nothing counts), where it is bias, whatever x is. */
@@ -143,17 +133,18 @@ INLINE double NAME(row_norm_one)(const STORE *x, const STORE *residual, ptrdiff_
 }
 
 #define NORM(STORED, KEPT)                                                                     \
-    (((STORED(x) - hi) - lo) * rstd * KEPT(weight) + KEPT(bias))
+    (((STORED(x) - hi) * rstd + left) * KEPT(weight) + KEPT(bias))
 #define BEFORE_ACTIVATION(STORED, KEPT)                                                        \
     (residual == NULL ? NORM(STORED, KEPT) : NORM(STORED, KEPT) + STORED(residual))
 
 /* y = activation(((x - hi) - lo) * rstd * weight + bias + residual). y may be x or residual. */
 KERNEL void NAME(row_apply)(void *to, const void *from, const void *from_residual, ptrdiff_t len,
-                            const Norm *row, const Affine *affine, int activation, int stream) {
+                            const Norm *row, const Affine *affine, int activation, int stream,
+                            const Shared *shared) {
     STORE *y = to;
-    const STORE *x = from, *residual = from_residual;
+    const STORE *x = from, *residual = from_residual, *ahead = x + ROW_AHEAD / sizeof(STORE);
     const REAL *weight = affine->weight, *bias = affine->bias;
-    const REAL hi = (REAL)row->hi, lo = (REAL)row->lo, rstd = (REAL)row->rstd;
+    const REAL hi = (REAL)row->hi, rstd = (REAL)row->rstd, left = (REAL)(-row->lo * row->rstd);
     if (row->wide || row->rstd == 0.0) {
         for (ptrdiff_t j = 0; j < len; j++) {
             const double z = NAME(row_norm_one)(x, residual, j, row, affine);
@@ -174,8 +165,9 @@ KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void
                                        const Affine *affine, int activation, int stream) {
     STORE *g = to;
     const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
+    const STORE *ahead = x + ROW_AHEAD / sizeof(STORE);
     const REAL *weight = affine->weight, *bias = affine->bias;
-    const REAL hi = (REAL)row->hi, lo = (REAL)row->lo, rstd = (REAL)row->rstd;
+    const REAL hi = (REAL)row->hi, rstd = (REAL)row->rstd, left = (REAL)(-row->lo * row->rstd);
     if (row->wide || row->rstd == 0.0) {
         for (ptrdiff_t j = 0; j < len; j++) {
             const double z = NAME(row_norm_one)(x, residual, j, row, affine);
@@ -183,6 +175,7 @@ KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void
         }
         return;
     }
+    const Shared *shared = &APART;
 #define SLOPED(STORED, KEPT)                                                                   \
     (STORED(dy) * COMPUTE(slope)(BEFORE_ACTIVATION(STORED, KEPT), activation))
     ALONG(g, SLOPED)
@@ -196,7 +189,8 @@ KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void
 KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void *from_addend,
                           ptrdiff_t len, int stream) {
     STORE *total = to, *copy = to_copy;
-    const STORE *x = from, *addend = from_addend;
+    const STORE *x = from, *addend = from_addend, *ahead = x + ROW_AHEAD / sizeof(STORE);
+    const Shared *shared = &APART;
     if (copy == NULL) {
 #define TOTAL(STORED, KEPT) (STORED(x) + STORED(addend))
         ALONG(total, TOTAL)
@@ -220,13 +214,15 @@ KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void 
 #undef TOTAL
 }
 
+#include "row_grads.h"
+
+#undef ASK
 #undef ALONG
+#undef PART
 #undef WHOLE
 #undef WHOLE_KEPT
 #undef SOME
 #undef SOME_KEPT
-
-#include "row_grads.h"
 
 static const Rows NAME(rows) = {
     sizeof(STORE),       sizeof(REAL),     NAME(row_shift),

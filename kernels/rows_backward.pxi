@@ -1,13 +1,6 @@
 # The backward of family rows in Cython, also through an activation: a few rows are taken together,
-# and their part of dweight and dbias is added up column by column in registers. Those sums run over
-# *units* of rows, which follow from the sizes alone.
-
-cdef inline const void *weight_at(Job *job, Py_ssize_t j) noexcept nogil:
-    # As the sums want it: in float32 for halves, else in float64.
-    if job.itemsize == 2:
-        return <const char *>job.affine.weight + j * job.plan.rows.computed
-    return job.weight + j
-
+# with their part of dweight and dbias. Those sums run over *units* of rows, which follow from the
+# sizes alone.
 
 cdef struct Group:
     # Rows of a backward that are worked on together: where the first one begins.
@@ -71,25 +64,17 @@ cdef inline Affine affine_at(Job *job, Py_ssize_t start) noexcept nogil:
     return affine
 
 
-cdef void gradient_statistics(
-    Job *job, Group *group, Py_ssize_t i, Py_ssize_t k, Norm *row
-) noexcept nogil:
-    # Of row i, which is row k of the group.
-    cdef Py_ssize_t start = 0, end = 0, at, count = 0
-    cdef double sums[3]
-    cdef double mean = 0.0 if job.mean == NULL else origin_of(job, job.mean[i])
-    sums[0] = sums[1] = sums[2] = 0.0
-    while next_run(job, i, &start, &end):
-        at = (k * group.pitch + start) * group.itemsize
-        group.rows.grad_sums(
-            sums, group.dy + at, group.x + at, weight_at(job, start), end - start, mean)
-        count += end - start
-    settle_backward(job, i, row, sums[0], sums[1], sums[2], <double>count)
+cdef inline double origin_of_row(Job *job, Py_ssize_t i) noexcept nogil:
+    return 0.0 if job.mean == NULL else origin_of(job, job.mean[i])
 
 
 cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    cdef Py_ssize_t unit, i, end
+    cdef Py_ssize_t unit, i, end, rows
     cdef double *part
+    cdef char[64] line
+    cdef Shared shared
+    shared.line = line
+    shared.goes_on = False
     for unit in range(first, last):
         part = job.parts + unit * 2 * job.pitch
         memset(part, 0, 2 * job.pitch * sizeof(double))
@@ -97,17 +82,22 @@ cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
         end = min(job.plan.r, i + job.plan.unit)
         while i < end:
             if job.mask == NULL:
-                together_backward(job, thread, i, min(job.plan.together, end - i), part)
-                i += job.plan.together
+                rows = min(job.plan.together, end - i)
+                shared.began = shared.goes_on
+                shared.goes_on = i + rows < end or unit + 1 < last
+                together_backward(job, thread, i, rows, part, &shared)
+                i += rows
             else:
-                masked_backward(job, thread, i, part)
+                shared.began = False
+                masked_backward(job, thread, i, part, &shared)
                 i += 1
     if job.stream:
         stream_fence()
 
 
 cdef inline RowGrads grads_at(
-    Job *job, Group *group, Py_ssize_t i, Py_ssize_t start, Py_ssize_t len, double *part
+    Job *job, Group *group, Py_ssize_t i, Py_ssize_t start, Py_ssize_t len, double *part,
+    Shared *shared
 ) noexcept nogil:
     # From element `start` of row i, the first of the group, on.
     cdef RowGrads grads
@@ -119,47 +109,68 @@ cdef inline RowGrads grads_at(
     if job.plan.fused == NULL:
         grads.addend = added_at(job, (i * job.m + start) * job.itemsize)
     grads.weight = affine_at(job, start).weight
+    grads.sum_weight = job.weight + start
     grads.dweight = part + start
     grads.dbias = part + job.pitch + start
     grads.rows = 1
     grads.len = len
     grads.pitch = group.pitch
     grads.stream = job.stream and job.plan.fused == NULL
+    grads.shared = shared
     return grads
 
 
 cdef void together_backward(
-    Job *job, int thread, Py_ssize_t i, Py_ssize_t rows, double *part
+    Job *job, int thread, Py_ssize_t i, Py_ssize_t rows, double *part, Shared *shared
 ) noexcept nogil:
-    cdef Norm row[TOGETHER]
+    cdef Norm[TOGETHER] row
+    cdef double[TOGETHER][3] sums
+    cdef double[TOGETHER] mean
     cdef Group group = group_of(job, thread, i)
-    cdef RowGrads grads = grads_at(job, &group, i, 0, job.m, part)
+    cdef RowGrads grads = grads_at(job, &group, i, 0, job.m, part, shared)
     cdef Py_ssize_t k
+    memset(sums, 0, sizeof(sums))
+    memset(mean, 0, sizeof(mean))
     for k in range(rows):
         if job.plan.fused != NULL:
             fill_buffers(job, &group, i + k, k, 0, job.m)
-        gradient_statistics(job, &group, i + k, k, row + k)
+        mean[k] = origin_of_row(job, i + k)
     grads.rows = rows
+    group.rows.grad_sums(sums, &grads, mean, job.rstd + i)
+    for k in range(rows):
+        settle_backward(
+            job, i + k, row + k, sums[k][0], sums[k][1], sums[k][2], <double>job.m)
     group.rows.grads(&grads, row)
     if job.plan.fused != NULL:
         for k in range(rows):
             empty_buffers(job, &group, i + k, k, 0, job.m)
 
 
-cdef void masked_backward(Job *job, int thread, Py_ssize_t i, double *part) noexcept nogil:
+cdef void masked_backward(
+    Job *job, int thread, Py_ssize_t i, double *part, Shared *shared
+) noexcept nogil:
     # Run by run; dx of the elements between is addend or 0.
     cdef Norm row
     cdef Group group = group_of(job, thread, i)
     cdef RowGrads grads
-    cdef Py_ssize_t start = 0, end = 0, before = 0
+    cdef Py_ssize_t start = 0, end = 0, before = 0, count = 0
+    cdef double[1][3] sums
+    cdef double mean = origin_of_row(job, i)
     if job.plan.fused != NULL:
         while next_run(job, i, &start, &end):
             fill_buffers(job, &group, i, 0, start, end - start)
-    gradient_statistics(job, &group, i, 0, &row)
+    start = end = 0
+    memset(sums, 0, sizeof(sums))
+    while next_run(job, i, &start, &end):
+        grads = grads_at(job, &group, i, start, end - start, part, shared)
+        group.rows.grad_sums(sums, &grads, &mean, job.rstd + i)
+        count += end - start
+    settle_backward(job, i, &row, sums[0][0], sums[0][1], sums[0][2], <double>count)
     start = end = 0
     while next_run(job, i, &start, &end):
         no_gradient(job, i, before, start)
-        grads = grads_at(job, &group, i, start, end - start, part)
+        grads = grads_at(job, &group, i, start, end - start, part, shared)
+        shared.goes_on = False
         group.rows.grads(&grads, &row)
         if job.plan.fused != NULL:
             empty_buffers(job, &group, i, 0, start, end - start)

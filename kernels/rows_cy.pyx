@@ -5,8 +5,8 @@
 arithmetic on a row; here stand the schedules.
 
 A row is summed, settled and written while it lies in the cache, so x comes from memory once. In a
-backward a few rows are taken together, and their part of dweight and dbias is added up column by
-column in registers. Those sums run over *units* of rows, which follow from the sizes alone, and
+backward a few rows are taken together: one sweep adds up the sums of each and their part of dweight
+and dbias, column by column; of halves the part is added up while dx is written. Those sums run over *units* of rows, which follow from the sizes alone, and
 are added unit by unit: the bits do not depend on the number of threads.
 
 RMS norm is mean=None: the shift and every mean are 0.
@@ -16,26 +16,31 @@ from cython.parallel cimport prange
 
 cdef extern from "row_fused_grads.h" nogil:
     enum: TOGETHER
+    ctypedef struct Shared:
+        char *line
+        bint began, goes_on
     ctypedef struct RowGrads:
         char *dx
         const char *dy
         const char *x
         const char *addend
         const void *weight
+        const double *sum_weight
         double *dweight
         double *dbias
         Py_ssize_t rows, len, pitch
         bint stream
+        Shared *shared
     ctypedef struct Rows:
         Py_ssize_t itemsize, computed
         double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
         void (*sums)(double *sums, const void *x, Py_ssize_t len, double shift) noexcept nogil
         void (*grad_sums)(
-            double *sums, const void *dy, const void *x, const void *weight, Py_ssize_t len,
-            double mean) noexcept nogil
+            double (*sums)[3], const RowGrads *at, const double *mean, const double *rstd
+        ) noexcept nogil
         void (*apply)(
             void *y, const void *x, const void *residual, Py_ssize_t len, const Norm *row,
-            const Affine *affine, int activation, int stream) noexcept nogil
+            const Affine *affine, int activation, int stream, const Shared *shared) noexcept nogil
         void (*activation_grads)(
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
             const Norm *row, const Affine *affine, int activation, int stream) noexcept nogil
@@ -149,13 +154,22 @@ cdef inline const char *row_x(Job *job, int thread, Py_ssize_t i) noexcept nogil
     return job.plan.total + at if copy == NULL else copy
 
 
+cdef inline bint streams_whole(Job *job, const Norm *row) noexcept nogil:
+    return (
+        job.stream and job.m * job.itemsize >= 4 * 64 and row.rstd != 0.0 and not row.wide)
+
+
 cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     # A row is written after the next one was summed, which hides the latency of its statistics.
-    cdef Py_ssize_t i, at
+    cdef Py_ssize_t i, at, size = job.m * job.itemsize
     cdef const char *x
     cdef const char *next_x
     cdef const char *residual
     cdef Norm row, next_row
+    cdef char[64] line
+    cdef Shared shared
+    shared.line = line
+    shared.goes_on = False
     if first < last:
         next_x = row_x(job, thread, first)
         statistics(job, first, next_x, &next_row)
@@ -164,12 +178,17 @@ cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) 
         if i + 1 < last:
             next_x = row_x(job, thread, i + 1)
             statistics(job, i + 1, next_x, &next_row)
-        at = i * job.m * job.itemsize
+        at = i * size
         residual = NULL
         if job.plan.total == NULL:
             residual = added_at(job, at)
+        shared.began = shared.goes_on
+        shared.goes_on = (
+            i + 1 < last and <size_t>(job.out + at + size) % 64 != 0
+            and streams_whole(job, &row) and streams_whole(job, &next_row))
         job.plan.rows.apply(
-            job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream)
+            job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream,
+            &shared)
     if job.stream:
         stream_fence()
 

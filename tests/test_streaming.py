@@ -40,7 +40,7 @@ family = sys.argv[2]
 for sizes in {"nchw": ((3, 5, 1031), (2, 3, 7), (3, 33, 49)),
               "nc": ((1, 517, 64), (2, 33, 71), (1, 999, 3)),
               "rows": ((33, 71), (3, 5003), (65, 128)),
-              "cols": ((2, 33, 71), (1, 517, 64), (3, 5, 1031))}[family]:
+              "cols": ((2, 33, 71), (1, 517, 64), (3, 5, 1031), (2, 3, 2080))}[family]:
     for dtype in ("float32", "float64", *HALVES):
         for fused in (False, True):
             case = Case(family, sizes, dtype, threads=2, residual=fused,
