@@ -123,16 +123,11 @@ def kernel_memory(monkeypatch):
 
     for name in ("train_batch", "train_instance"):
         monkeypatch.setattr(rules, name, spied(getattr(rules, name)))
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(rules.layer_passes, name, spied(getattr(rules.layer_passes, name)))
-    for name in (
-        "group_norm_forward",
-        "group_norm_backward",
-        "batch_norm",
-        "batch_norm_backward",
-        "instance_norm_backward",
-    ):
+    monkeypatch.setattr(rules.layer_passes, "forward", spied(rules.layer_passes.forward))
+    for name in ("group_norm_forward", "batch_norm"):
         monkeypatch.setattr(nc.functional, name, spied(getattr(nc.functional, name)))
+    for rule in (rules.Batch, rules.Evaluation, rules.Instance, rules.Layer, rules.Group):
+        monkeypatch.setattr(rule, "gradients", spied(rule.gradients))
     return seen
 
 
