@@ -35,7 +35,7 @@ def backend(request):
         yield request.param
 
 
-# Numba's tests run last, and their kernels are compiled meanwhile, by the other core.
+# Numba's tests run last, and their kernels are compiled meanwhile.
 
 MANY = 50
 """Fewer tests than this compile what they need themselves."""
@@ -73,7 +73,7 @@ def pytest_collection_finish(session):
     if numba >= MANY and not session.config.option.collectonly:
         command = [sys.executable, str(Path(__file__).with_name("compile_numba.py"))]
         session.config.stash[compilations] = [
-            subprocess.Popen([*command, part]) for part in ("wide", "halves")
+            subprocess.Popen([*command, part]) for part in ("single", "double", "halves")
         ]
     if numba:
         from compile_numba import only_parallel
