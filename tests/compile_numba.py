@@ -1,9 +1,11 @@
 """Compile, in a process of its own, Numba kernels that the tests ask for (see conftest.py).
 
-Cold, they take 9 minutes of one core; the tests that need none of them take 5. In two processes,
-one of which had float32 and float64, a core had nothing to do for 5 minutes.
+Cold, they take 10 minutes of one core or more, the tests that need none of them about as long:
+those go first, and this takes what they leave. (Side by side, they took 12 minutes on 2 cores,
+because the tests went on alone for 5.)
 """
 
+import os
 import sys
 
 import numpy as np
@@ -40,4 +42,6 @@ def halves() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(15)
     {"single": single, "double": double, "halves": halves}[sys.argv[1]]()
