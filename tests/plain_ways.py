@@ -72,3 +72,18 @@ def outcome(case, bad):
     except (TypeError, ValueError) as error:
         return type(error), str(error), [values.tobytes() for values in case.moved]
     return [(values.dtype, values.shape, values.tobytes()) for values in found]
+
+
+def assert_same_bits(ways, case):
+    """The case is plain, and its results are those of the general way."""
+    plain, general = ways
+    watched = plain()
+    found = case.call()
+    assert watched.answered == 1
+    general()
+    expected = case.call()
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert mine.shape == theirs.shape
+        assert mine.tobytes() == theirs.tobytes()

@@ -5,7 +5,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from half_families import BFLOAT16
-from plain_ways import METHODS, ONE, Watched, both, cython, outcome, overlapping, read_only, strided
+from plain_ways import (
+    METHODS,
+    ONE,
+    Watched,
+    assert_same_bits,
+    both,
+    cython,
+    outcome,
+    overlapping,
+    read_only,
+    strided,
+)
 
 import normcore as nc
 import normcore.functional as F
@@ -91,17 +102,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.shape}")
 def test_a_plain_call_gives_the_bits_of_the_general_way(ways, case):
-    plain, general = ways
-    watched = plain()
-    found = case.call()
-    assert watched.answered == 1
-    general()
-    expected = case.call()
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert mine.shape == theirs.shape
-        assert mine.tobytes() == theirs.tobytes()
+    assert_same_bits(ways, case)
 
 
 BAD = {
