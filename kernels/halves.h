@@ -124,21 +124,29 @@ INLINE half_vector halves_of_f16(vec_f32 v) {
     return packed;
 #endif
 }
-/* Not the CPU's own instruction (AVX512_BF16): that one takes subnormals for zeros. */
+#if defined(__AVX512F__)
+/* Bits whose upper halves are v, rounded to nearest even: those that end in an odd half round up
+   from the middle. Of NaNs too, unless `careful` is 0: rounding could carry into their sign. Not the
+   CPU's own instruction (AVX512_BF16): that one takes subnormals for zeros. GCC makes 16 instructions
+   of the general form below. */
+INLINE __m512i rounded_bf16(vec_f32 v, const int careful) {
+    const __m512i bits = (__m512i)v, kept = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i even = _mm512_mask_add_epi32(kept, odd, kept, _mm512_set1_epi32(1));
+    if (!careful)
+        return even;
+    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(even, is_nan, bits, _mm512_set1_epi32(0x400000));
+}
+#endif
+
 INLINE half_vector halves_of_bf16(vec_f32 v) {
 #if defined(__AVX512F__)
-    /* GCC makes 16 instructions of the general form below. Of this, 6: bits that end in an odd half
-       round up from the middle; a permutation takes the upper halves together. */
-    const __m512i bits = (__m512i)v;
-    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-    __m512i kept = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-    kept = _mm512_mask_add_epi32(kept, odd, kept, _mm512_set1_epi32(1));
-    kept = _mm512_mask_or_epi32(kept, is_nan, bits, _mm512_set1_epi32(0x400000));
     const __m512i uppers = _mm512_set_epi16(
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return (half_vector)_mm512_castsi512_si256(_mm512_permutexvar_epi16(uppers, kept));
+    return (half_vector)_mm512_castsi512_si256(
+        _mm512_permutexvar_epi16(uppers, rounded_bf16(v, 1)));
 #else
     typedef int32_t vec_i32 __attribute__((vector_size(VECTOR_BYTES)));
     typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
@@ -174,6 +182,61 @@ INLINE void stream_halves(uint16_t *p, half_vector v) {
 }
 INLINE void stream_f16(store_t_f16 *p, vec_f32 v) { stream_halves(p, halves_of_f16(v)); }
 INLINE void stream_bf16(store_t_bf16 *p, vec_f32 v) { stream_halves(p, halves_of_bf16(v)); }
+
+/* Two vectors of what lies at p[0 .. twice their length], in an order that is store_pair's and
+   stream_pair's too; p is aligned to what is streamed. */
+#define PLAIN_PAIRS(SUFFIX)                                                                    \
+    INLINE PASTE(vec, SUFFIX) PASTE(first_of_pair, SUFFIX)(const PASTE(store_t, SUFFIX) *p) {  \
+        return PASTE(load, SUFFIX)(p);                                                         \
+    }                                                                                          \
+    INLINE PASTE(vec, SUFFIX) PASTE(second_of_pair, SUFFIX)(const PASTE(store_t, SUFFIX) *p) { \
+        return PASTE(load, SUFFIX)(p + WIDTH_OF(SUFFIX));                                      \
+    }                                                                                          \
+    INLINE void PASTE(store_pair, SUFFIX)(PASTE(store_t, SUFFIX) *p,                           \
+                                          PASTE(vec, SUFFIX) first,                            \
+                                          PASTE(vec, SUFFIX) second) {                         \
+        PASTE(store, SUFFIX)(p, first);                                                        \
+        PASTE(store, SUFFIX)(p + WIDTH_OF(SUFFIX), second);                                    \
+    }                                                                                          \
+    INLINE void PASTE(stream_pair, SUFFIX)(PASTE(store_t, SUFFIX) *p,                          \
+                                           PASTE(vec, SUFFIX) first,                           \
+                                           PASTE(vec, SUFFIX) second) {                        \
+        PASTE(stream, SUFFIX)(p, first);                                                       \
+        PASTE(stream, SUFFIX)(p + WIDTH_OF(SUFFIX), second);                                   \
+    }
+#define WIDTH_OF(SUFFIX) (VECTOR_BYTES / sizeof((PASTE(vec, SUFFIX)){0}[0]))
+PLAIN_PAIRS(f32)
+PLAIN_PAIRS(f64)
+PLAIN_PAIRS(f16)
+#if defined(__AVX512F__)
+/* The even elements and the odd ones: 1 instruction instead of 2 to read 16 elements, and none that
+   crosses lanes to store them. In L2, inference took 1.9 ns for 32 bytes with load and store, and
+   takes 1.6; (32, 64, 112, 112) took 1.48 / 2.3 of the limit, and takes 1.24 / 1.9. */
+INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) {
+    return (vec_f32)_mm512_slli_epi32(_mm512_loadu_si512(p), 16);
+}
+INLINE vec_f32 second_of_pair_bf16(const store_t_bf16 *p) {
+    const __m512i uppers = _mm512_set1_epi32((int)0xffff0000);
+    return (vec_f32)_mm512_and_si512(_mm512_loadu_si512(p), uppers);
+}
+INLINE __m512i pair_of_bf16(vec_f32 even, vec_f32 odd) {
+    __m512i a = rounded_bf16(even, 0), b = rounded_bf16(odd, 0);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)even, (__m512)odd, _CMP_UNORD_Q);
+    if (__builtin_expect(is_nan != 0, 0)) {
+        a = rounded_bf16(even, 1);
+        b = rounded_bf16(odd, 1);
+    }
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b);
+}
+INLINE void store_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    _mm512_storeu_si512(p, pair_of_bf16(even, odd));
+}
+INLINE void stream_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    _mm512_stream_si512((__m512i *)p, pair_of_bf16(even, odd));
+}
+#else
+PLAIN_PAIRS(bf16)
+#endif
 
 /* DOUBLES elements as doubles. */
 INLINE vec_f64 widen_f16(const store_t_f16 *p) {
@@ -235,3 +298,4 @@ INLINE void stream_w32(float *p, vec_f32 v) { stream_f32(p, v); }
 INLINE float get_w32(const float *p) { return *p; }
 INLINE void put_w32(float *p, float value) { *p = value; }
 INLINE vec_f64 widen_w32(const float *p) { return widen_f32(p); }
+PLAIN_PAIRS(w32)

@@ -27,6 +27,8 @@ typedef struct {
     char *line; /* 64 bytes, or so many for every row of a strip */
     int began, goes_on;
 } Shared;
+/* Nothing shared. */
+__attribute__((unused)) static const Shared APART = {NULL, 0, 0};
 
 INLINE double vector_sum(vec_f64 v) {
     double lanes[DOUBLES];

@@ -1,5 +1,5 @@
 # The schedules of family nchw in Cython: n runs of s contiguous elements for each of c channels.
-# What is done to a part is in nchw_units.pxi.
+# What is done to a part is in nchw_units.pxi and nchw_elementwise.pxi.
 #
 # Sums run over *units*: a group of planes when planes are small, a segment of one plane when they
 # are large. A channel's sums are added unit by unit, in order, so two schedules give the same bits:
@@ -17,6 +17,7 @@ from cython.parallel cimport parallel, prange, threadid
 from openmp cimport omp_get_num_threads
 
 include "nchw_units.pxi"
+include "nchw_elementwise.pxi"
 
 # A thread, or a team, keeps a block's gradient before the activation up to this size; beyond, it is computed
 # anew where it is wanted again.
@@ -43,6 +44,7 @@ cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, char *kept) noexcept
     cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
     cdef Py_ssize_t unit
     cdef int sweep
+    cdef Ends ends = first_ends(job, plan, first, last, plan.units - 1)
     first_shifts(job, plan, first, last)
     for sweep in range(2):
         block_sums(job, plan, first, last, kept)
@@ -51,7 +53,7 @@ cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, char *kept) noexcept
     job.settle(job, first // job.merged, last // job.merged)
     if job.kind != NOTHING:
         for unit in range(plan.units - 1, -1, -1):
-            unit_elementwise(job, plan, first, last, unit, kept)
+            unit_elementwise(job, plan, first, last, unit, kept, &ends)
 
 
 cdef void block_share(
@@ -75,6 +77,7 @@ cdef void team_block(
     cdef Py_ssize_t items = plan.units * strips, item, begin
     cdef Py_ssize_t own = items * t // team, end = items * (t + 1) // team
     cdef int sweep
+    cdef Ends ends = first_ends(job, plan, first, last, (end - 1) // strips)
     for sweep in range(2):
         for item in range(own, end):
             begin = first + item % strips * plan.strip
@@ -96,7 +99,7 @@ cdef void team_block(
             break
     for item in range(end - 1, own - 1, -1):
         begin = first + item % strips * plan.strip
-        unit_elementwise(job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept)
+        unit_elementwise(job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept, &ends)
 
 
 cdef void team_share(Job *job, Plan *plan, double *parts, int t, int team) noexcept nogil:
@@ -141,10 +144,11 @@ cdef void elementwise_share(
 ) noexcept nogil:
     # Backwards, because the end of the share is what the sums left in the cache.
     cdef Py_ssize_t item, strip
+    cdef Ends ends = no_ends()
     for item in range(last - 1, first - 1, -1):
         strip = item % plan.strips
         unit_elementwise(
-            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL)
+            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL, &ends)
     if job.stream:
         stream_fence()
 
@@ -164,10 +168,15 @@ cdef void run_share(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noe
     # channel by channel.
     cdef Py_ssize_t segment = first % plan.segments, run = first // plan.segments
     cdef Py_ssize_t channel = run % plan.c, item, start
+    cdef char[LINE_BYTES] line
+    cdef Shared shared
+    shared.line = line
+    shared.goes_on = False
     for item in range(first, last):
         start = segment * SEGMENT
         run_elementwise(
-            job, plan, NULL, channel, run * plan.s + start, min(SEGMENT, plan.s - start))
+            job, plan, NULL, channel, run * plan.s + start, min(SEGMENT, plan.s - start),
+            plan.segments == 1 and item + 1 < last, &shared)
         segment += 1
         if segment == plan.segments:
             segment = 0

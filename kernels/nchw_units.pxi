@@ -3,6 +3,10 @@
 
 cdef extern from "run_fused_grads.h" nogil:
     enum: AHEAD_BYTES
+    void ask_for_end(const void *p) noexcept nogil
+    ctypedef struct Shared:
+        char *line
+        bint began, goes_on
     ctypedef struct Runs:
         double (*first_shift)(
             const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
@@ -13,17 +17,18 @@ cdef extern from "run_fused_grads.h" nogil:
             double *lanes, const void *dy, const void *x, Py_ssize_t len, double mean,
             Py_ssize_t next) noexcept nogil
         void (*apply)(
-            void *y, const void *x, Py_ssize_t len, const Channel *channel, int stream
-        ) noexcept nogil
+            void *y, const void *x, Py_ssize_t len, const Channel *channel, int stream,
+            const Shared *shared) noexcept nogil
         void (*apply_fused)(
             void *y, const void *x, const void *residual, Py_ssize_t len, const Channel *channel,
-            int activation, int stream) noexcept nogil
+            int activation, int stream, const Shared *shared) noexcept nogil
         void (*apply_grads)(
             void *dx, const void *dy, const void *x, Py_ssize_t len, const Channel *channel,
-            int stream) noexcept nogil
+            int stream, const Shared *shared) noexcept nogil
         void (*activation_grads)(
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
-            const Channel *channel, int activation, int stream) noexcept nogil
+            const Channel *channel, int activation, int stream, const Shared *shared
+        ) noexcept nogil
     const Runs runs_f32, runs_f64, runs_f16, runs_bf16
     ctypedef struct RunSlope:
         const void *dy
@@ -41,6 +46,8 @@ cdef extern from "run_fused_grads.h" nogil:
             const Channel *channel, int constant, int stream) noexcept nogil
     const FusedRuns fused_runs_f32, fused_runs_f64, fused_runs_f16, fused_runs_bf16
 
+cdef enum:
+    LINE_BYTES = 64
 # Channels whose lanes lie on a thread's stack together.
 cdef enum:
     MAX_STRIP = 16
@@ -193,32 +200,6 @@ cdef inline void run_sums(
         plan.runs.sums(lanes, job.x + at, len, shift, next)
 
 
-cdef inline void run_elementwise(
-    Job *job, Plan *plan, char *kept, Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len
-) noexcept nogil:
-    cdef const Channel *by = job.channels + channel
-    cdef RunSlope slope
-    at *= job.itemsize
-    if job.before != NULL:
-        slope = slope_at(job, channel, at)
-        plan.fused.grads(
-            job.out + at, NULL if job.g == NULL else job.g + at, kept, &slope, len, by,
-            job.kind == SCALE, job.stream)
-    elif job.kind == NORMALIZE:
-        plan.runs.apply(job.out + at, job.x + at, len, by, job.stream)
-    elif job.kind == GRADIENT:
-        plan.runs.apply_grads(job.out + at, job.dy + at, job.x + at, len, by, job.stream)
-    elif job.kind == SCALE:
-        plan.runs.apply(job.out + at, job.dy + at, len, by, job.stream)
-    elif job.kind == NORMALIZE_FUSED:
-        plan.runs.apply_fused(
-            job.out + at, job.x + at, residual_at(job, at), len, by, job.activation, job.stream)
-    else:
-        plan.runs.activation_grads(
-            job.out + at, job.dy + at, job.x + at, residual_at(job, at), len, by, job.activation,
-            job.stream)
-
-
 cdef inline const unsigned char *mask_of(
     Job *job, Plan *plan, Py_ssize_t plane, Py_ssize_t channel
 ) noexcept nogil:
@@ -239,20 +220,6 @@ cdef void masked_sums(
         if mask[i]:
             run_sums(
                 job, plan, lanes, kept_after(plan, kept, i), channel, at + i, end - i, end - i)
-        i = end
-
-
-cdef void masked_elementwise(
-    Job *job, Plan *plan, char *kept, const unsigned char *mask, Py_ssize_t channel,
-    Py_ssize_t at, Py_ssize_t len
-) noexcept nogil:
-    cdef Py_ssize_t i = 0, end
-    while i < len:
-        end = mask_run(mask, i, len)
-        if mask[i]:
-            run_elementwise(job, plan, kept_after(plan, kept, i), channel, at + i, end - i)
-        else:
-            no_gradient(job, at + i, end - i)
         i = end
 
 
@@ -282,25 +249,6 @@ cdef void unit_sums(
     for i in range(channels):
         for k in range(job.width):
             part[k * MAX_STRIP + i] = lane_sum(lanes[i] + k * LANES)
-
-
-cdef void unit_elementwise(
-    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, char *kept
-) noexcept nogil:
-    cdef Bounds bounds = bounds_of(plan, unit)
-    cdef Py_ssize_t plane, i, at
-    cdef char *kept_run
-    cdef bint masked = job.mask != NULL and job.gradient_sums
-    for plane in range(bounds.plane, bounds.plane_end):
-        for i in range(first, last):
-            at = (plane * plan.c + i) * plan.s + bounds.start
-            kept_run = kept_at(plan, kept, plane, i, bounds.start)
-            if masked:
-                masked_elementwise(
-                    job, plan, kept_run, mask_of(job, plan, plane, i) + bounds.start, i, at,
-                    bounds.len)
-            else:
-                run_elementwise(job, plan, kept_run, i, at, bounds.len)
 
 
 cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

@@ -41,8 +41,6 @@ typedef struct {
                 int stream);
 } Rows;
 
-/* Nothing shared. */
-static const Shared APART = {NULL, 0, 0};
 
 /* Vectors of columns whose sums stay in registers. */
 #if VECTOR_BYTES == 64

@@ -40,24 +40,25 @@ typedef struct {
 /* g = dy * activation'(norm(x) + residual), with a loop of its own for every activation. */
 INLINE void NAME(run_slopes_of)(REAL *g, const STORE *dy, const STORE *x, const STORE *residual,
                                 ptrdiff_t len, const Channel before, const int activation) {
-#define SLOPED(dy, x, residual)                                                                \
-    (NAME(load)(dy) * SLOPE_OF(NAME(before_activation)(x, residual, &before)))
+    const REAL hi = (REAL)before.hi, lo = (REAL)before.lo;
+    const REAL scale = (REAL)before.scale, bias = (REAL)before.bias;
+#define BEFORE(READ) (((READ(x) - hi) - lo) * scale + bias)
+#define SLOPED(READ)                                                                           \
+    (READ(dy) * SLOPE_OF(residual == NULL ? BEFORE(READ) : BEFORE(READ) + READ(residual)))
+#define WHOLE(p) NAME(load)((p) + j)
+#define SOME(p) NAME(load_some)((p) + j, len - j)
     ptrdiff_t j = 0;
     for (; j + WIDTH <= len; j += WIDTH) {
         __builtin_prefetch(dy + j + BUFFER_AHEAD / sizeof(STORE));
         __builtin_prefetch(x + j + BUFFER_AHEAD / sizeof(STORE));
-        COMPUTE(store)(g + j, SLOPED(dy + j, x + j, AT(residual, j)));
+        COMPUTE(store)(g + j, SLOPED(WHOLE));
     }
-    if (j < len) {
-        const ptrdiff_t k = len - j;
-        STORE room[3][WIDTH];
-        REAL found[WIDTH];
-        COMPUTE(store)(found, SLOPED(NAME(part)(room[0], dy + j, k),
-                                     NAME(part)(room[1], x + j, k),
-                                     NAME(part)(room[2], AT(residual, j), k)));
-        memcpy(g + j, found, k * sizeof(REAL));
-    }
+    if (j < len)
+        COMPUTE(store_some)(g + j, SLOPED(SOME), len - j);
+#undef SOME
+#undef WHOLE
 #undef SLOPED
+#undef BEFORE
 }
 
 /* g of elements i to i + len; of halves also wide = x. */
@@ -130,9 +131,9 @@ KERNEL void NAME(fused_run_grads)(void *to_dx, void *to_g, const void *from_kept
         const int stream_to = stream;
 #endif
         if (constant)
-            COMPUTE(run_apply)(to, g, k, channel, stream_to);
+            COMPUTE(run_apply)(to, g, k, channel, stream_to, &APART);
         else
-            COMPUTE(run_apply_grads)(to, g, x, k, channel, stream_to);
+            COMPUTE(run_apply_grads)(to, g, x, k, channel, stream_to, &APART);
 #ifdef HALF
         NAME(round)(dx + i, room, k, stream);
 #endif

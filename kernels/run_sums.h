@@ -9,6 +9,9 @@
 #define ACC vec_f32
 #define ACC_WIDTH FLOATS
 #define ACC_READ LOAD
+#define READ_OF(p, u)                                                                          \
+    ((u) % 2 ? NAME(second_of_pair)((p) + ((u)-1) * ACC_WIDTH)                                 \
+             : NAME(first_of_pair)((p) + (u)*ACC_WIDTH))
 #define ACC_REAL float
 #define BLOCK (8 * UNROLL * FLOATS)
 #define FLUSH(lanes, v) NAME(flush)(lanes, v)
@@ -22,6 +25,7 @@ INLINE void NAME(flush)(double *lanes, vec_f32 v) {
 #define ACC vec_f64
 #define ACC_WIDTH DOUBLES
 #define ACC_READ NAME(widen)
+#define READ_OF(p, u) NAME(widen)((p) + (u)*ACC_WIDTH)
 #define ACC_REAL double
 #define BLOCK len
 #define FLUSH(lanes, v) store_f64(lanes, load_f64(lanes) + (v))
@@ -49,7 +53,7 @@ KERNEL void NAME(run_sums)(double *lanes, const void *from, ptrdiff_t len, doubl
             NAME(prefetch)(x + i + NAME(look_ahead)(i, ahead));
             UNROLLED
             for (int u = 0; u < UNROLL; u++) {
-                const ACC d = ACC_READ(x + i + u * ACC_WIDTH) - origin;
+                const ACC d = READ_OF(x + i, u) - origin;
                 sum[u] += d;
                 square[u] += d * d;
             }
@@ -91,8 +95,7 @@ KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *
             NAME(prefetch)(x + later);
             UNROLLED
             for (int u = 0; u < UNROLL; u++) {
-                const ACC g = ACC_READ(dy + i + u * ACC_WIDTH);
-                const ACC d = ACC_READ(x + i + u * ACC_WIDTH) - origin;
+                const ACC g = READ_OF(dy + i, u), d = READ_OF(x + i, u) - origin;
                 sum[u] += g;
                 ADD_PRODUCT(product[u], low[u % 2], g, d);
                 rest[u] += d;
@@ -128,6 +131,7 @@ KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *
 #undef FLUSH
 #undef BLOCK
 #undef ACC_REAL
+#undef READ_OF
 #undef ACC_READ
 #undef ACC_WIDTH
 #undef ACC

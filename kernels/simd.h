@@ -102,6 +102,13 @@ INLINE void stream_fence(void) {
 #endif
 }
 
+/* Asks for the line in which a run begins or ends, unless that is at a line's beginning: whole lines
+   are streamed, and one that lay in the cache would take longer. */
+INLINE void ask_for_end(const void *p) {
+    if ((uintptr_t)p % 64 != 0)
+        __builtin_prefetch(p, 1);
+}
+
 /* Elements before p reaches a 64-byte line, at most len. */
 INLINE ptrdiff_t line_head(const void *p, ptrdiff_t itemsize, ptrdiff_t len) {
     ptrdiff_t head = (ptrdiff_t)((64 - (uintptr_t)p % 64) % 64) / itemsize;

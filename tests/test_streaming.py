@@ -37,7 +37,7 @@ from kernel_errors import outputs
 
 found = hashlib.sha256()
 family = sys.argv[2]
-for sizes in {"nchw": ((3, 5, 1031), (2, 3, 7), (3, 33, 49)),
+for sizes in {"nchw": ((3, 5, 1031), (2, 3, 7), (3, 33, 49), (4, 23, 201), (2, 9, 515)),
               "nc": ((1, 517, 64), (2, 33, 71), (1, 999, 3)),
               "rows": ((33, 71), (3, 5003), (65, 128)),
               "cols": ((2, 33, 71), (1, 517, 64), (3, 5, 1031), (2, 3, 2080))}[family]:
@@ -51,6 +51,9 @@ for sizes in {"nchw": ((3, 5, 1031), (2, 3, 7), (3, 33, 49)),
             given = {name: np.concatenate([given[name][:gap], given[name]])[gap:]
                      for gap, name in enumerate(("y", "x", "dy", "dx", "g", "total", "residual"), 1)
                      if given[name] is not None}
+            if family == "nchw" and dtype != "float16":
+                # Computed in float64, between channels that leave their neighbours part of a line.
+                given["x"].reshape(sizes)[:, 1::7] *= 1e33
             for backend in backends():
                 if backend.name.startswith("cython"):
                     for name, values in sorted(outputs(backend, case, **given).items()):
