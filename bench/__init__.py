@@ -17,6 +17,7 @@
 `bench.engines`   who computes: normcore's backends, their rivals (`bench.unfused`) and the
                   peers (`bench.peers`, one file each)
 `bench.limits`    the yardstick: compiled probes that only move the bytes
+`bench.bare`      the same bytes in the order of a norm: sums first, then writing
 `bench.measure`   verify first, then interleaved rounds, best of many
 `bench.sweeps`    series: against size, threads, and error at a large offset
 `bench.api`       the public API: whole calls and small calls

@@ -85,7 +85,7 @@ def _move(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _move_streaming(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
+def move_streaming(outputs: Arrays, inputs: Arrays, lo: int, hi: int) -> Any:
     whole = hi - (hi - lo) % LINE
     for i in range(lo, whole, LINE):
         _line_streaming(outputs, inputs, i)
@@ -131,7 +131,7 @@ def _move_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
 def _move_streaming_threads(outputs: Arrays, inputs: Arrays, parts: int) -> Any:
     size = inputs[0].size
     for part in prange(parts):
-        _move_streaming(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
+        move_streaming(outputs, inputs, _edge(size, part, parts), _edge(size, part + 1, parts))
 
 
 @njit(cache=True, parallel=True)
@@ -173,13 +173,13 @@ def moves(
     readable: Sequence[Array], written: Sequence[Array], threads: int
 ) -> dict[str, Callable[[], object]]:
     """Every probe that reads some arrays and writes others, of one size and flat."""
-    inputs, outputs = (tuple(map(_words, arrays)) for arrays in (readable, written))
+    inputs, outputs = (tuple(map(of_words, arrays)) for arrays in (readable, written))
     if outputs:
         traffic = len(inputs), len(outputs)
         name = _MOVES.get(traffic, "{} in, {} out".format(*traffic))
         kinds = [
             (name, _move, _move_threads),
-            (f"streamed {name}", _move_streaming, _move_streaming_threads),
+            (f"streamed {name}", move_streaming, _move_streaming_threads),
         ]
     else:
         kinds = [_READS[len(inputs)]]
@@ -190,22 +190,26 @@ def moves(
                 found[f"{name}, 1 thread"] = partial(serial, outputs, inputs, 0, inputs[0].size)
             else:
                 found[f"{name}, {count} threads"] = partial(
-                    _with_threads, count, parallel, outputs, inputs
+                    with_threads, count, parallel, outputs, inputs
                 )
     for probe in found.values():
         probe()
     return found
 
 
-def _words(array: Array) -> Array:
+def of_words(array: Array) -> Array:
+    """An array's bytes as words of 4."""
     # The bytes of other dtypes move as integers: as float32 some of them would be subnormal, which
     # costs time of its own. Of an odd number of halves one is left.
     word = np.float32 if array.dtype == np.float32 else np.int32
     return array[: array.nbytes // 4 * 4 // array.itemsize].view(word)
 
 
-def _with_threads(threads: int, parallel: Any, outputs: Arrays, inputs: Arrays) -> object:
+def with_threads(
+    threads: int, parallel: Any, outputs: Arrays, inputs: Arrays, *others: Any
+) -> object:
+    """Run a compiled loop on so many threads."""
     # Numba's count belongs to the calling thread, and a kernel may have left another.
     if numba.get_num_threads() != threads:
         numba.set_num_threads(threads)
-    return parallel(outputs, inputs, threads)
+    return parallel(outputs, inputs, threads, *others)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench import limits
+from bench import bare, limits
 from bench.cases import Case
 from bench.engines import Call, Engine
 from bench.problem import Problem
@@ -86,6 +86,8 @@ class Comparison:
     """The probe that was fastest."""
     results: dict[str, Result]
     """By the engine's name."""
+    bare: Timing | None = None
+    """Of the bare loops, where statistics come before what is written (`bench.bare`)."""
 
     def seconds(self, engine: str) -> float | None:
         """Best time of an engine, None if it took no part or was refused."""
@@ -189,6 +191,7 @@ def compare(
     verdicts: dict[tuple[str, str], tuple[Verdict, int]] = {}
     timed: dict[tuple[str, str], Callable[[], object]] = {}
     probes: dict[str, list[str]] = {}
+    loops: dict[str, list[str]] = {}
     for task in tasks:
         exact = problem.reference(task)
         for engine in engines:
@@ -199,15 +202,18 @@ def compare(
             verdicts[task.name, engine.name] = verdict, call.width
             if not verdict.complaint:
                 timed[task.name, engine.name] = call.run
-        found = limits.probes(problem, task)
-        probes[task.name] = list(found)
-        timed.update(((task.name, name), probe) for name, probe in found.items())
+        for names, found in (
+            (probes, limits.probes(problem, task)),
+            (loops, bare.loops(problem, task)),
+        ):
+            names[task.name] = list(found)
+            timed.update(((task.name, name), run) for name, run in found.items())
         advance(f"{case.name}: {task.name} verified")
     turn = iter(range(1, rounds + 1))
     timings = interleave(
         timed, rounds, finished=lambda: advance(f"{case.name}: round {next(turn)} of {rounds}")
     )
-    return [_gather(problem, task, engines, verdicts, timings, probes) for task in tasks]
+    return [_gather(problem, task, engines, verdicts, timings, probes, loops) for task in tasks]
 
 
 def chosen_tasks(case: Case, only: Collection[str]) -> list[Task]:
@@ -226,6 +232,7 @@ def _gather(
     verdicts: Mapping[tuple[str, str], tuple[Verdict, int]],
     timings: Mapping[tuple[str, str], Timing],
     probes: Mapping[str, list[str]],
+    loops: Mapping[str, list[str]],
 ) -> Comparison:
     of_task = {name: timing for (of, name), timing in timings.items() if of == task.name}
     probe = min(probes[task.name], key=lambda name: of_task[name].best)
@@ -235,4 +242,9 @@ def _gather(
             verdict, width = verdicts[task.name, engine.name]
             results[engine.name] = Result(engine.ours, verdict, of_task.get(engine.name), width)
     moved = problem.bytes_moved(task)
-    return Comparison(problem.case, task, problem.threads, moved, of_task[probe], probe, results)
+    least = min(
+        (of_task[name] for name in loops[task.name]), key=lambda timing: timing.best, default=None
+    )
+    return Comparison(
+        problem.case, task, problem.threads, moved, of_task[probe], probe, results, least
+    )

@@ -68,7 +68,9 @@ def tables(content: dict[str, Any]) -> str:
     """Everything between the marks, as Markdown."""
     parts = [
         "Times the memory limit, Cython / Numba, and how many times as fast as the best peer "
-        "Cython is; **bold** where a promise is missed or a peer is ahead.",
+        "Cython is; **bold** where a promise is missed or a peer is ahead. In brackets, beyond the "
+        "cache: bare loops that read and write the same bytes in the order of a norm, all of a "
+        "block before any of it is written, and compute nothing.",
         "\n".join(_limits(content["kernels"])),
     ]
     if any(use["timing"] and not use["bytes"] for use in content["uses"]):
@@ -111,12 +113,15 @@ def _cell(entry: Entry) -> str:
         else:
             broken = engine == "cython" and times > entry["promised"]
             found.append(_bold(f"{times:.2f}", broken))
+    times_of_all = " / ".join(found)
+    if entry["bare"] is not None:
+        times_of_all += f" ({entry['bare']['best'] / entry['limit']['best']:.2f})"
     peer = best_peer(entry)
     other, own = (seconds(entry, name) for name in (peer or "", "cython"))
     if other is None or own is None:
-        return f"{' / '.join(found)} | -"
+        return f"{times_of_all} | -"
     least = EQUAL if (peer, entry["pass"]) == ("onednn", "apply") else 1
-    return f"{' / '.join(found)} | {_bold(f'{other / own:.1f} x {peer}', other / own < least)}"
+    return f"{times_of_all} | {_bold(f'{other / own:.1f} x {peer}', other / own < least)}"
 
 
 def _bold(text: str, bold: bool) -> str:

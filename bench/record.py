@@ -17,7 +17,7 @@ from bench.layout import layout
 from bench.measure import Comparison
 from bench.targets import Judgement, bound_of, fastest
 
-FORMAT = 2
+FORMAT = 3
 """Of the JSON: a file of another one is refused by name."""
 Entry = dict[str, Any]
 """One comparison as JSON."""
@@ -82,6 +82,7 @@ def _entry(comparison: Comparison) -> Entry:
         "threads": comparison.threads,
         "bytes": comparison.bytes,
         "limit": {**asdict(comparison.limit), "probe": comparison.probe},
+        "bare": None if comparison.bare is None else asdict(comparison.bare),
         "engines": {
             name: {
                 "timing": None if result.timing is None else asdict(result.timing),

@@ -17,8 +17,9 @@ from bench.measure import Comparison, Result
 from bench.targets import GROUPS, Judgement, best_peer, duration
 
 LEGEND = (
-    "limit: the fastest probe that moves the same bytes, in the same rounds; x best peer: how many "
-    "times as fast as the fastest of the peers; error: the worst against the float64 oracle."
+    "limit: the fastest probe that moves the same bytes, in the same rounds; bare loops: the same "
+    "bytes in the order of a norm, all of a block before any of it is written; x best peer: how "
+    "many times as fast as the fastest of the peers; error: the worst against the float64 oracle."
 )
 
 
@@ -67,6 +68,17 @@ def _section(table: Table, comparison: Comparison, titles: dict[str, str]) -> No
         *[""] * 2,
         style="dim",
     )
+    if comparison.bare is not None:
+        best = comparison.bare.best
+        table.add_row(
+            "",
+            "bare loops: sums, then writing",
+            duration(best),
+            f"{comparison.rate(best):.1f}",
+            f"{100 * limit / best:.0f}",
+            *[""] * 2,
+            style="dim",
+        )
     last = len(comparison.results) - 1
     for position, (name, result) in enumerate(comparison.results.items()):
         table.add_row(

@@ -274,9 +274,10 @@ def _at_most(
             yield _refused(group, comparison, engine, promised)
             return
         times = seconds / other
-        yield Judgement(
-            *(group, _what(comparison), engine, f"{times:.2f} x {what}", promised, times <= most)
-        )
+        measured = f"{times:.2f} x {what}"
+        if what == "limit" and comparison.bare is not None:
+            measured += f" (bare loops {comparison.bare.best / other:.2f})"
+        yield Judgement(group, _what(comparison), engine, measured, promised, times <= most)
 
 
 def _at_least(

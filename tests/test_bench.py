@@ -8,7 +8,7 @@ import pytest
 from bench_cases import ALL, DOUBLES, FAMILY, FUSED, HALVES, TINY, engine_with, slightly_off
 
 import normcore.functional as F
-from bench import cases, data, engines, layout, limits, measure, problem, tasks
+from bench import bare, cases, data, engines, layout, limits, measure, problem, tasks
 from bench.cases import Case
 from bench.data import crops, table
 from normcore.reference_kernels import FAMILIES, NCHW
@@ -297,12 +297,59 @@ def test_probes_move_all_bytes_of_other_dtypes(dtype):
 def test_only_streamed_probes_stream(inputs):
     # The probes' stores are aligned ones: an array from NumPy's allocator may fault.
     x = problem.aligned(64, np.float32)
-    for suffix, streams in (("", False), ("_streaming", True)):
+    for name, streams in (("_move", False), ("move_streaming", True)):
         # Compiled anew, because Numba shows no code that came from its cache.
-        probe = numba.njit(getattr(limits, "_move" + suffix).py_func)
+        probe = numba.njit(getattr(limits, name).py_func)
         probe((x,), (x,) * inputs, 0, 64)
         [text] = probe.inspect_llvm().values()
         assert ("!nontemporal" in text) is streams
+
+
+@pytest.mark.parametrize(
+    ("sizes", "blocks"),
+    [
+        (("nchw", (3, 4, 32), 4, True), bare.Blocks(4, 32, 3, 32, 128)),
+        (("nchw", (1, 6, 32), 2, False), bare.Blocks(2, 96, 1, 96, 96)),
+        (("nc", (1, 40, 16), 16, True), bare.Blocks(1, 640, 1, 640, 640)),
+        (("nc", (3, 40, 16), 6, False), bare.Blocks(3, 640, 1, 640, 640)),
+    ],
+    ids=["batch", "group", "batch-last", "group-last"],
+)
+def test_bare_loops_write_every_block(sizes, blocks):
+    family, shape, statistics, by_channel = sizes
+    units = 3 if (family, by_channel) == ("nc", False) else statistics
+    made = layout.Layout(family, shape, statistics, 4, units, by_channel)
+    assert bare.blocks_of(made) == blocks
+    x, dy = (problem.aligned(made.elements, np.float32) for _ in range(2))
+    x[:], dy[:] = np.arange(made.elements), 1
+    out = problem.aligned(made.elements, np.float32)
+    ways = bare.of_blocks((x, dy), (out,), blocks, 2)
+    assert len(ways) == 1 + (blocks.count >= 2)
+    for run in ways.values():
+        out.fill(np.nan)
+        # The sums are of the bits, as integers of 8 bytes.
+        with np.errstate(over="ignore"):
+            assert run() == x.view(np.int64).sum() + dy.view(np.int64).sum()
+        np.testing.assert_array_equal(out, x + dy)
+
+
+def test_bare_loops_go_through_pieces_of_long_runs():
+    blocks = bare.Blocks(2, 2 * bare.PIECE + 48, 3, 2 * bare.PIECE + 48, 4 * bare.PIECE + 96)
+    x = problem.aligned(blocks.run_step * blocks.runs, np.float32)
+    x[:] = np.arange(x.size)
+    out = problem.aligned(x.size, np.float32)
+    for run in bare.of_blocks((x,), (out,), blocks, 2).values():
+        out.fill(np.nan)
+        run()
+        np.testing.assert_array_equal(out, x)
+
+
+def test_bare_loops_are_of_statistics_beyond_the_cache():
+    by_name = {case.name: case for case in cases.CASES}
+    for name, some in (("nchw-7", False), ("nchw-14", True), ("ln-768", False)):
+        made = problem.Problem(by_name[name], 1)
+        for task in tasks.tasks_of(made.case):
+            assert bool(bare.loops(made, task)) is (some and task.name != "apply"), task.name
 
 
 def test_thread_counts():

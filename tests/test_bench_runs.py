@@ -122,6 +122,7 @@ def test_readme_is_written_between_its_marks(run, tmp_path, capsys):
     for entry in peer["kernels"]:
         entry["engines"]["jax"] = deepcopy(entry["engines"]["cython"])
         entry["engines"]["jax"]["timing"]["best"] = 1.6
+    peer["kernels"][2]["bare"] = {"best": 1.75}
     peer["series"] = {"offset": peer["kernels"][2:3]}
     peer["targets"] = [{"group": "limit", "kept": False}]
     peer["titles"]["jax"] = "JAX"
@@ -135,7 +136,7 @@ def test_readme_is_written_between_its_marks(run, tmp_path, capsys):
         assert text.endswith(f"{readme.END}\nafter\n")
         assert "former" not in text
     # The cell that misses its promise and loses to a peer is there, and marked.
-    assert "| batch norm (2, 3, 8, 9) float32 | **2.00** / - | **0.8 x jax** |" in text
+    assert "| batch norm (2, 3, 8, 9) float32 | **2.00** / - (1.75) | **0.8 x jax** |" in text
     assert "| times the memory limit, Cython | 0 | **1** |" in text
     assert "| import normcore | - | 10.0 ms |" in text
     assert (

@@ -1,5 +1,7 @@
 """The benchmark's promises: what is judged, against whom, and what breaks a promise."""
 
+from dataclasses import replace
+
 import pytest
 from bench_cases import FAMILY, FUSED, HALVES, TINY
 
@@ -39,6 +41,13 @@ def test_promises_are_judged():
         ("numba", "numba"): ("1.75 x cython", "<= 1.15 x cython", False),
         ("torch", "cython"): ("5.00 x torch", ">= 3 x torch", True),
         ("torch", "numba"): ("2.86 x torch", ">= 3 x torch", False),
+    }
+
+
+def test_bare_loops_stand_beside_what_is_promised():
+    made = replace(compared({"cython": 1.6}, BY_NAME["nchw-112"]), bare=Timing(1.5, 1.5, 1))
+    assert judged(made) == {
+        ("limit", "cython"): ("1.60 x limit (bare loops 1.50)", "<= 1.3 x limit", False)
     }
 
 
