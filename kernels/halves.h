@@ -210,8 +210,8 @@ PLAIN_PAIRS(f64)
 PLAIN_PAIRS(f16)
 #if defined(__AVX512F__)
 /* The even elements and the odd ones: 1 instruction instead of 2 to read 16 elements, and none that
-   crosses lanes to store them. In L2, inference took 1.9 ns for 32 bytes with load and store, and
-   takes 1.6; (32, 64, 112, 112) took 1.48 / 2.3 of the limit, and takes 1.24 / 1.9. */
+   crosses lanes to store them. Inference in L2 took 2.1 ns for 16 elements, and takes 1.7;
+   (32, 64, 112, 112) took 1.48 of the copy and 2.3 of the triad, and 1.24 and 1.9 so. */
 INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) {
     return (vec_f32)_mm512_slli_epi32(_mm512_loadu_si512(p), 16);
 }

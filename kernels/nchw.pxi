@@ -99,7 +99,8 @@ cdef void team_block(
             break
     for item in range(end - 1, own - 1, -1):
         begin = first + item % strips * plan.strip
-        unit_elementwise(job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept, &ends)
+        unit_elementwise(
+            job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept, &ends)
 
 
 cdef void team_share(Job *job, Plan *plan, double *parts, int t, int team) noexcept nogil:
@@ -148,7 +149,8 @@ cdef void elementwise_share(
     for item in range(last - 1, first - 1, -1):
         strip = item % plan.strips
         unit_elementwise(
-            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL, &ends)
+            job, plan, strip * plan.strip, strip_end(plan, strip), item // plan.strips, NULL,
+            &ends)
     if job.stream:
         stream_fence()
 
