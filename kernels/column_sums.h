@@ -1,38 +1,4 @@
-/* Sums of the columns of a block: a part of columns.h, once per storage type. Halves are added as
-   floats over at most 8 rows, then as doubles (see run_sums.h, also about products). */
-
-#ifdef HALF
-#define ACC vec_f32
-#define ACC_WIDTH FLOATS
-#define ACC_READ LOAD
-#define MOST_ROWS 8
-#define LOWS(K) (K)
-#define FINITE(v) only_finite(v)
-#define ADD_PRODUCT(high, low, a, b) add_product(&(high), &(low), a, b)
-/* FLOATS doubles as floats, and floats added to doubles. */
-INLINE vec_f32 NAME(narrow)(const double *p) {
-    vec_f32 v;
-    for (int i = 0; i < FLOATS; i++)
-        v[i] = (float)p[i];
-    return v;
-}
-INLINE void NAME(add_to)(double *p, vec_f32 v) {
-    float parts[FLOATS];
-    store_f32(parts, v);
-    store_f64(p, load_f64(p) + widen_f32(parts));
-    store_f64(p + DOUBLES, load_f64(p + DOUBLES) + widen_f32(parts + DOUBLES));
-}
-#else
-#define ACC vec_f64
-#define ACC_WIDTH DOUBLES
-#define ACC_READ NAME(widen)
-#define MOST_ROWS 32
-#define LOWS(K) 0
-#define FINITE(v) (v)
-#define ADD_PRODUCT(high, low, a, b) ((high) += (a) * (b))
-INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
-INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
-#endif
+/* Sums of the columns of a block: a part of columns.h, once per storage type. */
 
 /* As first_shift of runs.h, for columns first to last of the block. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
@@ -46,33 +12,69 @@ KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *bl
                            NAME(short_mean)(end + j, c, taken));
 }
 
+/* Of the columns from j on, one by one. */
+INLINE void NAME(rest_sums)(double *sum, double *square, const STORE *x, ptrdiff_t rows,
+                            ptrdiff_t cols, ptrdiff_t j, const double *shift) {
+    for (; j < cols; j++) {
+        double total = 0.0, squares = 0.0;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            const double d = GET(x + i * cols + j) - shift[j];
+            total += d;
+            squares += d * d;
+        }
+        sum[j] += total;
+        square[j] += squares;
+    }
+}
+INLINE void NAME(rest_grad_sums)(double *sum, double *product, double *rest, const STORE *dy,
+                                 const STORE *x, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t j,
+                                 const double *mean) {
+    for (; j < cols; j++) {
+        double total = 0.0, products = 0.0, deviations = 0.0;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            const double g = GET(dy + i * cols + j);
+            const double d = GET(x + i * cols + j) - mean[j];
+            total += g;
+            products += g * d;
+            deviations += d;
+        }
+        sum[j] += total;
+        product[j] += products;
+        rest[j] += deviations;
+    }
+}
+
+#ifdef HALF
+#include "column_half_sums.h"
+#else
+
 /* Vectors in a cache line, which is asked for once: each by itself took sums 5 % longer. */
-#define IN_LINE (64 / (int)(ACC_WIDTH * sizeof(STORE)))
+#define IN_LINE (64 / (int)(DOUBLES * sizeof(STORE)))
 
 /* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors. */
 #define SUM_COLUMNS(K)                                                                         \
-    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
-        ACC k[K], s[K], q[K];                                                                  \
+    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
+        vec_f64 k[K], s[K], q[K];                                                              \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            k[u] = NAME(narrow)(shift + j + u * ACC_WIDTH);                                    \
-            s[u] = (ACC){0};                                                                   \
-            q[u] = (ACC){0};                                                                   \
+            k[u] = load_f64(shift + j + u * DOUBLES);                                          \
+            s[u] = (vec_f64){0};                                                               \
+            q[u] = (vec_f64){0};                                                               \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             ALL_UNROLLED                                                                       \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
+                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
                 if (u % IN_LINE == 0)                                                          \
                     PREFETCH(x + at + ahead);                                                  \
-                ACC d = ACC_READ(x + at) - k[u];                                               \
+                vec_f64 d = NAME(widen)(x + at) - k[u];                                        \
                 s[u] += d;                                                                     \
                 q[u] += d * d;                                                                 \
             }                                                                                  \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
-            NAME(add_to)(square + j + u * ACC_WIDTH, q[u]);                                    \
+            add_to_doubles(sum + j + u * DOUBLES, s[u]);                                       \
+            add_to_doubles(square + j + u * DOUBLES, q[u]);                                    \
         }                                                                                      \
     }
 
@@ -81,7 +83,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
     const STORE *x = from;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE), MOST_ROWS);
+    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE), 32);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
@@ -89,53 +91,41 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
         SUM_COLUMNS(SUM_VECTORS)
         SUM_COLUMNS(4)
         SUM_COLUMNS(1)
-        for (; j < block->cols; j++) {
-            double total = 0.0, squares = 0.0;
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                const double d = GET(x + i * block->cols + j) - shift[j];
-                total += d;
-                squares += d * d;
-            }
-            sum[j] += total;
-            square[j] += squares;
-        }
+        NAME(rest_sums)(sum, square, x, rows, block->cols, j, shift);
     }
 }
 
 #undef SUM_COLUMNS
 
 #define SUM_GRADS(K)                                                                           \
-    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
-        ACC m[K], s[K], p[K], e[K], low[K];                                                    \
+    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
+        vec_f64 m[K], s[K], p[K], e[K];                                                        \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            m[u] = NAME(narrow)(mean + j + u * ACC_WIDTH);                                     \
-            s[u] = (ACC){0};                                                                   \
-            p[u] = (ACC){0};                                                                   \
-            e[u] = (ACC){0};                                                                   \
-            low[u] = (ACC){0};                                                                 \
+            m[u] = load_f64(mean + j + u * DOUBLES);                                           \
+            s[u] = (vec_f64){0};                                                               \
+            p[u] = (vec_f64){0};                                                               \
+            e[u] = (vec_f64){0};                                                               \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             ALL_UNROLLED                                                                       \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
+                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
                 if (u % IN_LINE == 0) {                                                        \
                     PREFETCH(dy + at + ahead);                                                 \
                     PREFETCH(x + at + ahead);                                                  \
                 }                                                                              \
-                ACC g = ACC_READ(dy + at), d = ACC_READ(x + at) - m[u];                        \
+                vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
                 s[u] += g;                                                                     \
-                ADD_PRODUCT(p[u], low[u], g, d);                                               \
+                p[u] += g * d;                                                                 \
                 e[u] += d;                                                                     \
             }                                                                                  \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
-            NAME(add_to)(product + j + u * ACC_WIDTH, p[u]);                                   \
-            NAME(add_to)(rest + j + u * ACC_WIDTH, e[u]);                                      \
+            add_to_doubles(sum + j + u * DOUBLES, s[u]);                                       \
+            add_to_doubles(product + j + u * DOUBLES, p[u]);                                   \
+            add_to_doubles(rest + j + u * DOUBLES, e[u]);                                      \
         }                                                                                      \
-        for (int u = 0; u < LOWS(K); u++)                                                      \
-            NAME(add_to)(product + j + u * ACC_WIDTH, FINITE(low[u]));                         \
     }
 
 /* sum += dy, product += dy * (x - mean), rest += x - mean. */
@@ -145,36 +135,18 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
     const STORE *dy = from_dy, *x = from_x;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE), MOST_ROWS);
+    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE), 32);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, dy += ahead, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
         ptrdiff_t j = 0;
         SUM_GRADS(GRAD_VECTORS)
         SUM_GRADS(1)
-        for (; j < block->cols; j++) {
-            double total = 0.0, products = 0.0, deviations = 0.0;
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                const double g = GET(dy + i * block->cols + j);
-                const double d = GET(x + i * block->cols + j) - mean[j];
-                total += g;
-                products += g * d;
-                deviations += d;
-            }
-            sum[j] += total;
-            product[j] += products;
-            rest[j] += deviations;
-        }
+        NAME(rest_grad_sums)(sum, product, rest, dy, x, rows, block->cols, j, mean);
     }
 }
 
 #undef SUM_GRADS
 #undef IN_LINE
 
-#undef ADD_PRODUCT
-#undef FINITE
-#undef LOWS
-#undef MOST_ROWS
-#undef ACC_READ
-#undef ACC_WIDTH
-#undef ACC
+#endif

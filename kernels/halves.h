@@ -106,6 +106,94 @@ INLINE vec_f32 load_bf16(const store_t_bf16 *p) {
 #endif
 }
 
+/* The next 2 * FLOATS elements as two vectors. Of bfloat16 the even ones and the odd ones, which
+   need no shuffle and no load each: an instruction, where load_bf16 has two. `sort` brings a pair of
+   vectors into that order, `unsort` as many doubles back. */
+INLINE void load_two_f16(vec_f32 *two, const store_t_f16 *p) {
+    two[0] = load_f16(p);
+    two[1] = load_f16(p + FLOATS);
+}
+INLINE void sort_f16(vec_f32 *two) { (void)two; }
+INLINE void unsort_f16(double *sums) { (void)sums; }
+
+typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef vec_u32 loose_u32 __attribute__((aligned(2), may_alias));
+INLINE vec_f32 even_of(vec_u32 bits) { return (vec_f32)(bits << 16); }
+INLINE vec_f32 odd_of(vec_u32 bits) { return (vec_f32)(bits & 0xffff0000u); }
+INLINE vec_f32 even_bf16(const store_t_bf16 *p) { return even_of(*(const loose_u32 *)p); }
+INLINE vec_f32 odd_bf16(const store_t_bf16 *p) { return odd_of(*(const loose_u32 *)p); }
+INLINE void load_two_bf16(vec_f32 *two, const store_t_bf16 *p) {
+    vec_u32 bits = *(const loose_u32 *)p;
+#if defined(__x86_64__)
+    __asm__("" : "+v"(bits)); /* GCC would load them twice, across two lines */
+#endif
+    two[0] = even_of(bits);
+    two[1] = odd_of(bits);
+}
+/* Rounded, in the upper half of the bits; of a NaN the lower half is 0. */
+INLINE vec_u32 rounded_bf16(vec_f32 v) {
+    const vec_u32 bits = (vec_u32)v;
+#if defined(__AVX512F__)
+    const __mmask16 is_odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+    const __m512i up = _mm512_add_epi32((__m512i)bits, _mm512_set1_epi32(0x7fff));
+    return (vec_u32)_mm512_mask_add_epi32(up, is_odd, up, _mm512_set1_epi32(1));
+#else
+    return bits + 0x7fff + ((bits >> 16) & 1);
+#endif
+}
+INLINE vec_u32 pair_bf16(vec_f32 even, vec_f32 odd) {
+    return (rounded_bf16(even) >> 16) | (rounded_bf16(odd) & 0xffff0000u);
+}
+INLINE void store_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    *(loose_u32 *)p = pair_bf16(even, odd);
+}
+INLINE void stream_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    stream_f32((float *)p, (vec_f32)pair_bf16(even, odd));
+}
+/* A NaN without the lower half of its bits. */
+INLINE vec_f32 quiet_bf16(vec_f32 v) {
+    const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v);
+    return (vec_f32)((bits & ~is_nan) | (((bits & 0xffff0000u) | 0x400000u) & is_nan));
+}
+INLINE void sort_bf16(vec_f32 *two) {
+#if defined(__AVX512F__)
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const __m512 first = (__m512)two[0], second = (__m512)two[1];
+    two[0] = (vec_f32)_mm512_permutex2var_ps(first, even, second);
+    two[1] = (vec_f32)_mm512_permutex2var_ps(first, odd, second);
+#else
+    float all[2 * FLOATS];
+    store_f32(all, two[0]);
+    store_f32(all + FLOATS, two[1]);
+    for (int i = 0; i < FLOATS; i++) {
+        two[0][i] = all[2 * i];
+        two[1][i] = all[2 * i + 1];
+    }
+#endif
+}
+INLINE void unsort_bf16(double *sums) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+    __m512d v[4];
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_loadu_pd(sums + i * DOUBLES);
+    for (int i = 0; i < 2; i++) {
+        _mm512_storeu_pd(sums + 2 * i * DOUBLES, _mm512_permutex2var_pd(v[i], low, v[2 + i]));
+        _mm512_storeu_pd(sums + (2 * i + 1) * DOUBLES,
+                         _mm512_permutex2var_pd(v[i], high, v[2 + i]));
+    }
+#else
+    double all[2 * FLOATS];
+    for (int i = 0; i < FLOATS; i++) {
+        all[2 * i] = sums[i];
+        all[2 * i + 1] = sums[FLOATS + i];
+    }
+    memcpy(sums, all, sizeof all);
+#endif
+}
+
 /* FLOATS halves, as they are stored. */
 typedef uint16_t half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef half_vector loose_halves __attribute__((aligned(2), may_alias));
@@ -234,4 +322,10 @@ INLINE void store_w32(float *p, vec_f32 v) { store_f32(p, v); }
 INLINE void stream_w32(float *p, vec_f32 v) { stream_f32(p, v); }
 INLINE float get_w32(const float *p) { return *p; }
 INLINE void put_w32(float *p, float value) { *p = value; }
+INLINE void load_two_w32(vec_f32 *two, const float *p) {
+    two[0] = load_f32(p);
+    two[1] = load_f32(p + FLOATS);
+}
+INLINE void sort_w32(vec_f32 *two) { (void)two; }
+INLINE void unsort_w32(double *sums) { (void)sums; }
 INLINE vec_f64 widen_w32(const float *p) { return widen_f32(p); }
