@@ -54,7 +54,9 @@ typedef struct {
    hardware alone does not follow that many rows. Into the second-level cache: rows 4 KB apart
    share one set of the first. Sums of two such arrays, 128 MB, stay at 40 GB/s at any distance, in
    any order; a loop that does nothing but read them has 44, and 59 below 100 MB: that is why the
-   backward of (65536, 256) takes 2.0 of the triad and not 1.67. */
+   backward of (65536, 256) takes 2.0 of the triad and not 1.67. Asked for 1 to 16 KB ahead, into
+   either cache, 2, 4 or 8 rows in step: the same or slower, and below 100 MB the sums take no longer
+   than that loop. */
 INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
     const ptrdiff_t rows = 8192 / row_bytes;
     return rows < 8 ? 8 : rows > most ? most : rows;
@@ -115,9 +117,9 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #define LOAD NAME(load)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define LINE (64 / (ptrdiff_t)sizeof(STORE))
-/* 8 KB: a unit of halves has 128 KB, and what is asked for behind its end is not what comes next. dx
-   of (65536, 256) took 1.13 of the triad in float16, with 4 KB 1.10; with 2 KB it took 1.10 in
-   float32 instead of 1.02. */
+/* 4 KB: a unit of halves has 128 KB, and what is asked for behind its end is not what comes next.
+   With 8 KB, dx of (65536, 256) took 1.13 of the triad in float16 instead of 1.10; with 2 KB 1.10
+   in float32 instead of 1.02. */
 #define AHEAD (4096 / (ptrdiff_t)sizeof(STORE))
 
 #include "column_sums.h"

@@ -107,8 +107,8 @@ INLINE vec_f32 load_bf16(const store_t_bf16 *p) {
 }
 
 /* The next 2 * FLOATS elements as two vectors. Of bfloat16 the even ones and the odd ones, which
-   need no shuffle and no load each: an instruction, where load_bf16 has two. `sort` brings a pair of
-   vectors into that order, `unsort` as many doubles back. */
+   need no shuffle and no load each: an instruction, where load_bf16 has two. `sort` brings a pair
+   of vectors into that order, `unsort` as many doubles back. */
 INLINE void load_two_f16(vec_f32 *two, const store_t_f16 *p) {
     two[0] = load_f16(p);
     two[1] = load_f16(p + FLOATS);
@@ -157,7 +157,8 @@ INLINE vec_f32 quiet_bf16(vec_f32 v) {
 }
 INLINE void sort_bf16(vec_f32 *two) {
 #if defined(__AVX512F__)
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i even =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     const __m512 first = (__m512)two[0], second = (__m512)two[1];
     two[0] = (vec_f32)_mm512_permutex2var_ps(first, even, second);
