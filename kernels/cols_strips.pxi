@@ -153,8 +153,9 @@ cdef void each_strip(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) no
     # in turn wins nothing: a core moves 29 GB/s, read and written together, so that the copy takes
     # 4.5 ns for a line, 2.2 to read and 2.5 to write. Of (32, 96, 3136) the sums take 2.4, the
     # columns' statistics 0.4, the elements 2.9: 1.28 of the copy. In turn, 8 rows or 8 lines at a
-    # time, they took 5.8 instead of 5.6. A bare loop over the same strips takes 1.12 of the copy and
-    # 1.18 of the triad, 1.09 and 1.17 of 256 columns each; these 1.27 and 1.36, of 128 to 1056 columns.
+    # time, they took 5.8 instead of 5.6. A bare loop over the same strips takes 1.12 of the copy
+    # and 1.18 of the triad, 1.09 and 1.17 of 256 columns each; these 1.27 and 1.36, of 128 to 1056
+    # columns.
     cdef Tables tables = tables_of(job, thread)
     cdef Py_ssize_t item
     for item in range(first, last):

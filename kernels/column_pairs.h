@@ -1,7 +1,7 @@
 /* bfloat16 columns in pairs of vectors, the even ones and the odd ones (load_two in halves.h): a
-   part of columns.h. What is read needs no shuffle then, nor does what is stored: 1 instruction
-   instead of 2 for 16 elements, and 4 instead of 6. Inference of (65536, 256) takes 1.04 of the copy
-   and took 1.24, dx 1.06 of the triad and 1.25.
+   part of columns.h. What is read needs no shuffle then, nor does what is stored: 1
+   instruction instead of 2 for 16 elements, and 4 instead of 6. Inference of (65536, 256) takes 1.04
+   of the copy and took 1.24, dx 1.06 of the triad and 1.25.
 
    Rows are whole lines that are read from the first line on, rotated (see WALK), so that the
    columns of every row lie alike; the coefficients are sorted once for a block. */

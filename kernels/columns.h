@@ -55,8 +55,8 @@ typedef struct {
    share one set of the first. Sums of two such arrays, 128 MB, stay at 40 GB/s at any distance, in
    any order; a loop that does nothing but read them has 44, and 59 below 100 MB: that is why the
    backward of (65536, 256) takes 2.0 of the triad and not 1.67. Asked for 1 to 16 KB ahead, into
-   either cache, 2, 4 or 8 rows in step: the same or slower, and below 100 MB the sums take no longer
-   than that loop. */
+   either cache, 2, 4 or 8 rows in step: the same or slower, and below 100 MB the sums take no
+   longer than that loop. */
 INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
     const ptrdiff_t rows = 8192 / row_bytes;
     return rows < 8 ? 8 : rows > most ? most : rows;
