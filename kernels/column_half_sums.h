@@ -6,7 +6,6 @@
    0.61 of the copy instead of 0.54; a loop that does nothing but read has 0.66 and 0.50. */
 
 #define ALIGNED __attribute__((aligned(64)))
-#define FLOAT_STEP (2 * FLOATS > LINE ? 2 * FLOATS : LINE)
 #define AT_ONCE 4
 /* Rows between additions to doubles. Squares are rounded: over 32 rows var was off by 4e-7, over 16
    it is by 2e-7; over 8 the sums take a seventh longer. Of what a backward adds only x - mean is,
@@ -87,7 +86,7 @@ INLINE void NAME(half_grad_sums)(float *sums, const STORE *dy, const STORE *x, p
 
 /* len doubles as floats, in the order of load_two. */
 INLINE void NAME(narrow)(float *to, const double *from, ptrdiff_t len) {
-    const ptrdiff_t paired = len - len % FLOAT_STEP;
+    const ptrdiff_t paired = len - len % LINE;
     for (ptrdiff_t j = 0; j < len; j++)
         to[j] = (float)from[j];
     for (ptrdiff_t j = 0; j < paired; j += 2 * FLOATS) {
@@ -109,7 +108,7 @@ INLINE void NAME(move)(double *restrict to, float *restrict from, ptrdiff_t len,
 }
 /* Doubles in the order of load_two added to others. */
 INLINE void NAME(add_sorted)(double *restrict to, double *restrict from, ptrdiff_t len) {
-    const ptrdiff_t paired = len - len % FLOAT_STEP;
+    const ptrdiff_t paired = len - len % LINE;
     for (ptrdiff_t j = 0; j < paired; j += 2 * FLOATS)
         NAME(unsort)(from + j);
     for (ptrdiff_t j = 0; j < len; j++)
@@ -123,16 +122,16 @@ INLINE void NAME(add_sorted)(double *restrict to, double *restrict from, ptrdiff
         const int together = rows - i < AT_ONCE ? 1 : AT_ONCE;                                 \
         ptrdiff_t j = 0;                                                                       \
         if (together == AT_ONCE) {                                                             \
-            for (; j + FLOAT_STEP <= len; j += FLOAT_STEP) {                                   \
+            for (; j + LINE <= len; j += LINE) {                                               \
                 ASK;                                                                           \
-                for (ptrdiff_t u = j; u < j + FLOAT_STEP; u += 2 * FLOATS)                     \
+                for (ptrdiff_t u = j; u < j + LINE; u += 2 * FLOATS)                           \
                     SUMS(u, AT_ONCE, 2);                                                       \
             }                                                                                  \
             for (; j < len; j += FLOATS)                                                       \
                 SUMS(j, AT_ONCE, 1);                                                           \
         } else {                                                                               \
-            for (; j + FLOAT_STEP <= len; j += FLOAT_STEP)                                     \
-                for (ptrdiff_t u = j; u < j + FLOAT_STEP; u += 2 * FLOATS)                     \
+            for (; j + LINE <= len; j += LINE)                                                 \
+                for (ptrdiff_t u = j; u < j + LINE; u += 2 * FLOATS)                           \
                     SUMS(u, 1, 2);                                                             \
             for (; j < len; j += FLOATS)                                                       \
                 SUMS(j, 1, 1);                                                                 \
@@ -216,5 +215,4 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
 #undef SUM_STEPS
 #undef GRAD_STEPS
 #undef AT_ONCE
-#undef FLOAT_STEP
 #undef ALIGNED

@@ -1,4 +1,5 @@
-/* Sums of the columns of a block: a part of columns.h, once per storage type. */
+/* Sums of the columns of a block: a part of columns.h, once per storage type. w32, tiles of 8 rows,
+   is added as floats, then as doubles (see run_sums.h, also about products). */
 
 /* As first_shift of runs.h, for columns first to last of the block. */
 KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
@@ -44,37 +45,70 @@ INLINE void NAME(rest_grad_sums)(double *sum, double *product, double *rest, con
     }
 }
 
-#ifdef HALF
+#if defined(IN_STEPS)
 #include "column_half_sums.h"
 #else
 
+#ifdef HALF
+#define ACC vec_f32
+#define ACC_WIDTH FLOATS
+#define ACC_READ LOAD
+#define MOST_ROWS 8
+#define LOWS(K) (K)
+#define FINITE(v) only_finite(v)
+#define ADD_PRODUCT(high, low, a, b) add_product(&(high), &(low), a, b)
+/* FLOATS doubles as floats, and floats added to doubles. */
+INLINE vec_f32 NAME(narrow)(const double *p) {
+    vec_f32 v;
+    for (int i = 0; i < FLOATS; i++)
+        v[i] = (float)p[i];
+    return v;
+}
+INLINE void NAME(add_to)(double *p, vec_f32 v) {
+    float parts[FLOATS];
+    store_f32(parts, v);
+    store_f64(p, load_f64(p) + widen_f32(parts));
+    store_f64(p + DOUBLES, load_f64(p + DOUBLES) + widen_f32(parts + DOUBLES));
+}
+#else
+#define ACC vec_f64
+#define ACC_WIDTH DOUBLES
+#define ACC_READ NAME(widen)
+#define MOST_ROWS 32
+#define LOWS(K) 0
+#define FINITE(v) (v)
+#define ADD_PRODUCT(high, low, a, b) ((high) += (a) * (b))
+INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
+INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
+#endif
+
 /* Vectors in a cache line, which is asked for once: each by itself took sums 5 % longer. */
-#define IN_LINE (64 / (int)(DOUBLES * sizeof(STORE)))
+#define IN_LINE (64 / (int)(ACC_WIDTH * sizeof(STORE)))
 
 /* sum += x - shift, square += (x - shift)^2, over `rows` rows of K vectors. */
 #define SUM_COLUMNS(K)                                                                         \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 k[K], s[K], q[K];                                                              \
+    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
+        ACC k[K], s[K], q[K];                                                                  \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            k[u] = load_f64(shift + j + u * DOUBLES);                                          \
-            s[u] = (vec_f64){0};                                                               \
-            q[u] = (vec_f64){0};                                                               \
+            k[u] = NAME(narrow)(shift + j + u * ACC_WIDTH);                                    \
+            s[u] = (ACC){0};                                                                   \
+            q[u] = (ACC){0};                                                                   \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             ALL_UNROLLED                                                                       \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
+                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
                 if (u % IN_LINE == 0)                                                          \
                     PREFETCH(x + at + ahead);                                                  \
-                vec_f64 d = NAME(widen)(x + at) - k[u];                                        \
+                ACC d = ACC_READ(x + at) - k[u];                                               \
                 s[u] += d;                                                                     \
                 q[u] += d * d;                                                                 \
             }                                                                                  \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            add_to_doubles(sum + j + u * DOUBLES, s[u]);                                       \
-            add_to_doubles(square + j + u * DOUBLES, q[u]);                                    \
+            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
+            NAME(add_to)(square + j + u * ACC_WIDTH, q[u]);                                    \
         }                                                                                      \
     }
 
@@ -83,7 +117,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
     const STORE *x = from;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE), 32);
+    const ptrdiff_t together = rows_together(block->cols * sizeof(STORE), MOST_ROWS);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
@@ -98,34 +132,37 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
 #undef SUM_COLUMNS
 
 #define SUM_GRADS(K)                                                                           \
-    for (; j + (K) * DOUBLES <= block->cols; j += (K) * DOUBLES) {                             \
-        vec_f64 m[K], s[K], p[K], e[K];                                                        \
+    for (; j + (K) * ACC_WIDTH <= block->cols; j += (K) * ACC_WIDTH) {                         \
+        ACC m[K], s[K], p[K], e[K], low[K];                                                    \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            m[u] = load_f64(mean + j + u * DOUBLES);                                           \
-            s[u] = (vec_f64){0};                                                               \
-            p[u] = (vec_f64){0};                                                               \
-            e[u] = (vec_f64){0};                                                               \
+            m[u] = NAME(narrow)(mean + j + u * ACC_WIDTH);                                     \
+            s[u] = (ACC){0};                                                                   \
+            p[u] = (ACC){0};                                                                   \
+            e[u] = (ACC){0};                                                                   \
+            low[u] = (ACC){0};                                                                 \
         }                                                                                      \
         for (ptrdiff_t i = 0; i < rows; i++)                                                   \
             ALL_UNROLLED                                                                       \
             for (int u = 0; u < (K); u++) {                                                    \
-                const ptrdiff_t at = i * block->cols + j + u * DOUBLES;                        \
+                const ptrdiff_t at = i * block->cols + j + u * ACC_WIDTH;                      \
                 if (u % IN_LINE == 0) {                                                        \
                     PREFETCH(dy + at + ahead);                                                 \
                     PREFETCH(x + at + ahead);                                                  \
                 }                                                                              \
-                vec_f64 g = NAME(widen)(dy + at), d = NAME(widen)(x + at) - m[u];              \
+                ACC g = ACC_READ(dy + at), d = ACC_READ(x + at) - m[u];                        \
                 s[u] += g;                                                                     \
-                p[u] += g * d;                                                                 \
+                ADD_PRODUCT(p[u], low[u], g, d);                                               \
                 e[u] += d;                                                                     \
             }                                                                                  \
         ALL_UNROLLED                                                                           \
         for (int u = 0; u < (K); u++) {                                                        \
-            add_to_doubles(sum + j + u * DOUBLES, s[u]);                                       \
-            add_to_doubles(product + j + u * DOUBLES, p[u]);                                   \
-            add_to_doubles(rest + j + u * DOUBLES, e[u]);                                      \
+            NAME(add_to)(sum + j + u * ACC_WIDTH, s[u]);                                       \
+            NAME(add_to)(product + j + u * ACC_WIDTH, p[u]);                                   \
+            NAME(add_to)(rest + j + u * ACC_WIDTH, e[u]);                                      \
         }                                                                                      \
+        for (int u = 0; u < LOWS(K); u++)                                                      \
+            NAME(add_to)(product + j + u * ACC_WIDTH, FINITE(low[u]));                         \
     }
 
 /* sum += dy, product += dy * (x - mean), rest += x - mean. */
@@ -135,7 +172,7 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
     const STORE *dy = from_dy, *x = from_x;
     if (block->rows == 0)
         return;
-    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE), 32);
+    const ptrdiff_t together = rows_together(2 * block->cols * sizeof(STORE), MOST_ROWS);
     const ptrdiff_t ahead = together * block->cols;
     for (ptrdiff_t r = 0; r < block->rows; r += together, dy += ahead, x += ahead) {
         const ptrdiff_t rows = block->rows - r < together ? block->rows - r : together;
@@ -148,5 +185,13 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
 
 #undef SUM_GRADS
 #undef IN_LINE
+
+#undef ADD_PRODUCT
+#undef FINITE
+#undef LOWS
+#undef MOST_ROWS
+#undef ACC_READ
+#undef ACC_WIDTH
+#undef ACC
 
 #endif

@@ -66,8 +66,6 @@ INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
 /* Columns of halves whose sums are taken together; of bfloat16 that are written in pairs. */
 enum { PART = 512, PAIRED = 1024 };
 
-INLINE void add_to_doubles(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
-
 /* How results are stored: to the caches, past them, or past them when what is read lies in the
    second-level cache. It is then not asked for ahead, which took group norm of (32, 28, 28, 256)
    1.28 instead of 1.24 of the copy; read from memory, rows want it: 1.22 instead of 1.08 of the
@@ -89,6 +87,7 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #include "columns.h"
 #undef SUFFIX
 #define HALF
+#define IN_STEPS
 #define SUFFIX f16
 #include "columns.h"
 #undef SUFFIX
@@ -97,6 +96,7 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #include "columns.h"
 #undef SUFFIX
 #undef SORTED
+#undef IN_STEPS
 #define SUFFIX w32
 #include "columns.h"
 #undef SUFFIX

@@ -323,10 +323,4 @@ INLINE void store_w32(float *p, vec_f32 v) { store_f32(p, v); }
 INLINE void stream_w32(float *p, vec_f32 v) { stream_f32(p, v); }
 INLINE float get_w32(const float *p) { return *p; }
 INLINE void put_w32(float *p, float value) { *p = value; }
-INLINE void load_two_w32(vec_f32 *two, const float *p) {
-    two[0] = load_f32(p);
-    two[1] = load_f32(p + FLOATS);
-}
-INLINE void sort_w32(vec_f32 *two) { (void)two; }
-INLINE void unsort_w32(double *sums) { (void)sums; }
 INLINE vec_f64 widen_w32(const float *p) { return widen_f32(p); }
