@@ -13,6 +13,9 @@
    NORM_G_LO is all that is left to add to dx. */
 enum { NORM_HI, NORM_LO, NORM_RSTD, NORM_SLOPE, NORM_G_HI, NORM_G_LO, NORM_VALUES };
 
+/* Columns that are settled between two requests. */
+enum { LATER = 8, SETTLED_COLUMNS = 64 };
+
 typedef struct {
     ptrdiff_t rows, cols, pitch;
     ptrdiff_t ahead;    /* elements from the last rows taken together to what to ask for then */
@@ -20,6 +23,12 @@ typedef struct {
     const void *packed; /* (NORM_VALUES, room) in the type that is computed in */
     double *exact;      /* (NORM_VALUES, room) */
     Shared shared;      /* with the strips before and behind, a line of each row */
+    /* Rows of the next strip, or NULL, that are asked for while the columns of this one are
+       settled: those that its shifts are found from. (32, 96, 3136) forward went from 1.30 to 1.27
+       of the copy, in float64 from 1.32 to 1.26; with more rows, with quicker roots instead of the
+       CPU's, or in a backward nothing changed. */
+    const char *later[LATER];
+    ptrdiff_t itemsize; /* of their elements */
     int wide;           /* float32 intermediates of some column could overflow: take `exact` */
     int masked;         /* some column has rstd 0 and counts for nothing */
 } Strip;
@@ -32,6 +41,13 @@ typedef struct {
     double lost; /* what a shift may cost before the sums are taken again */
     int single;  /* computed in float32 */
 } Statistics;
+
+INLINE void ask_later(const Strip *strip, ptrdiff_t first, ptrdiff_t last) {
+    if (strip->later[0] != NULL)
+        for (int i = 0; i < LATER; i++)
+            for (ptrdiff_t j = first; j < last; j += 64 / strip->itemsize)
+                __builtin_prefetch(strip->later[i] + j * strip->itemsize, 0, 2);
+}
 
 /* median3 of every lane. */
 INLINE vec_f64 medians3(vec_f64 a, vec_f64 b, vec_f64 c) {
@@ -99,12 +115,16 @@ KERNEL void settle_columns(Strip *strip, const Statistics *of, const double *res
     double *restrict to_mean = of->mean, *restrict to_rstd = of->rstd;
     const double share = 1.0 / of->count, eps = of->eps;
     const int centred = of->mean != NULL;
-    for (ptrdiff_t j = 0; j < strip->cols; j++) {
-        const double rest = centred ? sum[j] * share : 0.0;
-        const double left = square[j] - sum[j] * rest;
-        hi[j] = shift[j];
-        lo[j] = rest;
-        rstd[j] = 1.0 / sqrt((centred && left < 0.0 ? 0.0 : left) * share + eps);
+    for (ptrdiff_t first = 0, last = 0; first < strip->cols; first = last) {
+        last = first + SETTLED_COLUMNS < strip->cols ? first + SETTLED_COLUMNS : strip->cols;
+        ask_later(strip, first, last);
+        for (ptrdiff_t j = first; j < last; j++) {
+            const double rest = centred ? sum[j] * share : 0.0;
+            const double left = square[j] - sum[j] * rest;
+            hi[j] = shift[j];
+            lo[j] = rest;
+            rstd[j] = 1.0 / sqrt((centred && left < 0.0 ? 0.0 : left) * share + eps);
+        }
     }
     if (of->mask != NULL)
         for (ptrdiff_t j = 0; j < strip->cols; j++)

@@ -15,7 +15,7 @@ RMS norm is mean=None: the shift and every mean are 0.
 from cython.parallel cimport prange
 
 cdef extern from "col_fused_grads.h" nogil:
-    enum: ROWS_TOGETHER, NORM_RSTD, NORM_VALUES
+    enum: ROWS_TOGETHER, NORM_RSTD, NORM_VALUES, LATER
     ctypedef struct Shared:
         char *line
         bint began, goes_on
@@ -24,6 +24,8 @@ cdef extern from "col_fused_grads.h" nogil:
         const void *packed
         double *exact
         Shared shared
+        const char *later[LATER]
+        Py_ssize_t itemsize
         bint wide, masked
     ctypedef struct Statistics:
         double *mean
@@ -115,6 +117,7 @@ cdef void begin_forward(Job *job, Tables *tables, Py_ssize_t item) noexcept nogi
 cdef void settle_forward_strip(Job *job, Tables *tables) noexcept nogil:
     if job.mean != NULL and move_shifts(&tables.strip, &tables.of, tables.sums, tables.shift):
         sum_strip(job, tables)
+    ask_next(job, tables)
     settle_columns(&tables.strip, &tables.of, tables.sums, tables.shift)
     pack(tables, NORM_RSTD + 1)
 

@@ -1,5 +1,53 @@
-/* Sums of the columns of a block: a part of columns.h, once per storage type. Halves are added as
-   floats over at most 8 rows, then as doubles (see run_sums.h, also about products). */
+/* Sums of the columns of a block: a part of columns.h, once per storage type. w32, tiles of 8 rows,
+   is added as floats, then as doubles (see run_sums.h, also about products). */
+
+/* As first_shift of runs.h, for columns first to last of the block. */
+KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
+                                ptrdiff_t first, ptrdiff_t last) {
+    const STORE *x = from;
+    const ptrdiff_t taken = few(block->rows), c = block->cols;
+    const STORE *middle = x + (block->rows - taken) / 2 * c, *end = x + (block->rows - taken) * c;
+    for (ptrdiff_t j = first; j < last; j++)
+        shift[j] = median3(NAME(short_mean)(x + j, c, taken),
+                           NAME(short_mean)(middle + j, c, taken),
+                           NAME(short_mean)(end + j, c, taken));
+}
+
+/* Of the columns from j on, one by one. */
+INLINE void NAME(rest_sums)(double *sum, double *square, const STORE *x, ptrdiff_t rows,
+                            ptrdiff_t cols, ptrdiff_t j, const double *shift) {
+    for (; j < cols; j++) {
+        double total = 0.0, squares = 0.0;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            const double d = GET(x + i * cols + j) - shift[j];
+            total += d;
+            squares += d * d;
+        }
+        sum[j] += total;
+        square[j] += squares;
+    }
+}
+INLINE void NAME(rest_grad_sums)(double *sum, double *product, double *rest, const STORE *dy,
+                                 const STORE *x, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t j,
+                                 const double *mean) {
+    for (; j < cols; j++) {
+        double total = 0.0, products = 0.0, deviations = 0.0;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            const double g = GET(dy + i * cols + j);
+            const double d = GET(x + i * cols + j) - mean[j];
+            total += g;
+            products += g * d;
+            deviations += d;
+        }
+        sum[j] += total;
+        product[j] += products;
+        rest[j] += deviations;
+    }
+}
+
+#if defined(IN_STEPS)
+#include "column_half_sums.h"
+#else
 
 #ifdef HALF
 #define ACC vec_f32
@@ -33,18 +81,6 @@ INLINE void NAME(add_to)(double *p, vec_f32 v) {
 INLINE vec_f64 NAME(narrow)(const double *p) { return load_f64(p); }
 INLINE void NAME(add_to)(double *p, vec_f64 v) { store_f64(p, load_f64(p) + v); }
 #endif
-
-/* As first_shift of runs.h, for columns first to last of the block. */
-KERNEL void NAME(column_shifts)(double *shift, const void *from, const Block *block,
-                                ptrdiff_t first, ptrdiff_t last) {
-    const STORE *x = from;
-    const ptrdiff_t taken = few(block->rows), c = block->cols;
-    const STORE *middle = x + (block->rows - taken) / 2 * c, *end = x + (block->rows - taken) * c;
-    for (ptrdiff_t j = first; j < last; j++)
-        shift[j] = median3(NAME(short_mean)(x + j, c, taken),
-                           NAME(short_mean)(middle + j, c, taken),
-                           NAME(short_mean)(end + j, c, taken));
-}
 
 /* Vectors in a cache line, which is asked for once: each by itself took sums 5 % longer. */
 #define IN_LINE (64 / (int)(ACC_WIDTH * sizeof(STORE)))
@@ -89,16 +125,7 @@ KERNEL void NAME(column_sums)(double *sum, double *square, const void *from, con
         SUM_COLUMNS(SUM_VECTORS)
         SUM_COLUMNS(4)
         SUM_COLUMNS(1)
-        for (; j < block->cols; j++) {
-            double total = 0.0, squares = 0.0;
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                const double d = GET(x + i * block->cols + j) - shift[j];
-                total += d;
-                squares += d * d;
-            }
-            sum[j] += total;
-            square[j] += squares;
-        }
+        NAME(rest_sums)(sum, square, x, rows, block->cols, j, shift);
     }
 }
 
@@ -152,19 +179,7 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
         ptrdiff_t j = 0;
         SUM_GRADS(GRAD_VECTORS)
         SUM_GRADS(1)
-        for (; j < block->cols; j++) {
-            double total = 0.0, products = 0.0, deviations = 0.0;
-            for (ptrdiff_t i = 0; i < rows; i++) {
-                const double g = GET(dy + i * block->cols + j);
-                const double d = GET(x + i * block->cols + j) - mean[j];
-                total += g;
-                products += g * d;
-                deviations += d;
-            }
-            sum[j] += total;
-            product[j] += products;
-            rest[j] += deviations;
-        }
+        NAME(rest_grad_sums)(sum, product, rest, dy, x, rows, block->cols, j, mean);
     }
 }
 
@@ -178,3 +193,5 @@ KERNEL void NAME(column_grad_sums)(double *sum, double *product, double *rest,
 #undef ACC_READ
 #undef ACC_WIDTH
 #undef ACC
+
+#endif

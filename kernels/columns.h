@@ -54,12 +54,17 @@ typedef struct {
    hardware alone does not follow that many rows. Into the second-level cache: rows 4 KB apart
    share one set of the first. Sums of two such arrays, 128 MB, stay at 40 GB/s at any distance, in
    any order; a loop that does nothing but read them has 44, and 59 below 100 MB: that is why the
-   backward of (65536, 256) takes 2.0 of the triad and not 1.67. */
+   backward of (65536, 256) takes 2.0 of the triad and not 1.67. Asked for 1 to 16 KB ahead, into
+   either cache, 2, 4 or 8 rows in step: the same or slower, and below 100 MB the sums take no
+   longer than that loop. */
 INLINE ptrdiff_t rows_together(ptrdiff_t row_bytes, ptrdiff_t most) {
     const ptrdiff_t rows = 8192 / row_bytes;
     return rows < 8 ? 8 : rows > most ? most : rows;
 }
 #define PREFETCH(p) __builtin_prefetch(p, 0, 2)
+
+/* Columns of halves whose sums are taken together; of bfloat16 that are written in pairs. */
+enum { PART = 512, PAIRED = 1024 };
 
 /* How results are stored: to the caches, past them, or past them when what is read lies in the
    second-level cache. It is then not asked for ahead, which took group norm of (32, 28, 28, 256)
@@ -82,12 +87,16 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #include "columns.h"
 #undef SUFFIX
 #define HALF
+#define IN_STEPS
 #define SUFFIX f16
 #include "columns.h"
 #undef SUFFIX
+#define SORTED
 #define SUFFIX bf16
 #include "columns.h"
 #undef SUFFIX
+#undef SORTED
+#undef IN_STEPS
 #define SUFFIX w32
 #include "columns.h"
 #undef SUFFIX
@@ -108,7 +117,10 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 #define LOAD NAME(load)
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define LINE (64 / (ptrdiff_t)sizeof(STORE))
-#define AHEAD (8192 / (ptrdiff_t)sizeof(STORE))
+/* 4 KB: a unit of halves has 128 KB, and what is asked for behind its end is not what comes next.
+   With 8 KB, dx of (65536, 256) took 1.13 of the triad in float16 instead of 1.10; with 2 KB 1.10
+   in float32 instead of 1.02. */
+#define AHEAD (4096 / (ptrdiff_t)sizeof(STORE))
 
 #include "column_sums.h"
 
@@ -153,17 +165,32 @@ enum { TO_CACHE, TO_MEMORY, TO_MEMORY_FROM_CACHE };
 /* k elements, each by itself: VALUE(READ, OF, j) reads elements with READ, coefficients with OF. */
 #define ONE_BY_ONE(OUT, j, k)                                                                  \
     for (ptrdiff_t e = j; e < (j) + (k); e++)                                                  \
-    NAME(put)(OUT + e, VALUE(GET, *, e))
+    NAME(put)(OUT + e, VALUE(GET, ONE, e))
 
-#define COEFFICIENT(p) _Generic((p), const float *: load_f32, const double *: load_f64)(p)
+/* Coefficient k of column j, or of the vector there. */
+#define PACKED                                                                                 \
+    const REAL *packed = columns->packed;                                                      \
+    const ptrdiff_t pitch = columns->pitch
+#define ONE(k, j) packed[(k) * pitch + (j)]
+#define WHOLE(k, j) NAME(coefficient)(&ONE(k, j))
 #define NORM(READ, OF, j)                                                                      \
-    (((READ(x + (j)) - OF(hi + (j))) - OF(lo + (j))) * OF(scale + (j)) + OF(bias + (j)))
+    (((READ(x + (j)) - OF(HI, j)) - OF(LO, j)) * OF(SCALE, j) + OF(BIAS, j))
+#define GRADIENT(READ, OF, j)                                                                  \
+    ((READ(dy + (j)) - OF(DY_SHIFT, j)) * OF(SCALE, j) -                                       \
+     (((READ(x + (j)) - OF(HI, j)) - OF(LO, j)) * OF(SLOPE, j) + OF(REST, j)))
+INLINE VEC NAME(coefficient)(const REAL *p) {
+    return _Generic(p, const float *: load_f32, const double *: load_f64)(p);
+}
+
+#ifdef SORTED
+#include "column_pairs.h"
+#else
+#define IN_PAIRS(OUT, SIZE, VALUE, ADVANCE)
+#endif
 
 KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
                                const Coefficients *columns, int stream) {
-    const ptrdiff_t pitch = columns->pitch;
-    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
-    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    PACKED;
     const STORE *x = from;
     STORE *y = to;
 #define VALUE NORM
@@ -172,14 +199,15 @@ KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
             for (ptrdiff_t j = 0; j < block->cols; j++) {
                 const Channel *channel = channel_of(columns, j);
                 NAME(put)(y + j, channel->kind == PLAIN_CHANNEL
-                                     ? VALUE(GET, *, j)
+                                     ? VALUE(GET, ONE, j)
                                      : (REAL)norm_of(channel, GET(x + j)));
             }
         return;
     }
-#define VECTOR(j) VALUE(LOAD, COEFFICIENT, j)
+#define VECTOR(j) VALUE(LOAD, WHOLE, j)
 #define FEW(j, k) ONE_BY_ONE(y, j, k)
 #define ASK(j) PREFETCH(x + (j) + AHEAD)
+    IN_PAIRS(y, BIAS + 1, NORM, (x += cols, y += cols))
     WALK(y, VECTOR, FEW, ASK, (x += cols, y += cols))
 #undef ASK
 #undef FEW
@@ -190,21 +218,16 @@ KERNEL void NAME(column_apply)(void *to, const void *from, const Block *block,
 KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *from_x,
                                      const Block *block, const Coefficients *columns,
                                      int stream) {
-    const ptrdiff_t pitch = columns->pitch;
-    const REAL *hi = columns->packed, *lo = hi + LO * pitch, *scale = hi + SCALE * pitch;
-    const REAL *slope = hi + SLOPE * pitch, *dy_shift = hi + DY_SHIFT * pitch;
-    const REAL *rest = hi + REST * pitch;
+    PACKED;
     const STORE *dy = from_dy, *x = from_x;
     STORE *dx = to;
-#define VALUE(READ, OF, j)                                                                     \
-    ((READ(dy + (j)) - OF(dy_shift + (j))) * OF(scale + (j)) -                                 \
-     (((READ(x + (j)) - OF(hi + (j))) - OF(lo + (j))) * OF(slope + (j)) + OF(rest + (j))))
+#define VALUE GRADIENT
     if (columns->channels != NULL) {
         for (ptrdiff_t r = 0; r < block->rows; r++) {
             for (ptrdiff_t j = 0; j < block->cols; j++) {
                 const Channel *channel = channel_of(columns, j);
                 NAME(put)(dx + j, channel->kind == PLAIN_CHANNEL
-                                      ? VALUE(GET, *, j)
+                                      ? VALUE(GET, ONE, j)
                                       : (REAL)grad_of(channel, GET(dy + j), GET(x + j)));
             }
             dy += block->cols;
@@ -213,9 +236,10 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
         }
         return;
     }
-#define VECTOR(j) VALUE(LOAD, COEFFICIENT, j)
+#define VECTOR(j) VALUE(LOAD, WHOLE, j)
 #define FEW(j, k) ONE_BY_ONE(dx, j, k)
 #define ASK(j) PREFETCH(dy + (j) + AHEAD), PREFETCH(x + (j) + AHEAD)
+    IN_PAIRS(dx, COEFFICIENTS, GRADIENT, (dy += cols, x += cols, dx += cols))
     WALK(dx, VECTOR, FEW, ASK, (dy += cols, x += cols, dx += cols))
 #undef ASK
 #undef FEW
@@ -226,9 +250,8 @@ KERNEL void NAME(column_apply_grads)(void *to, const void *from_dy, const void *
 /* norm(x) + residual of element j, in a lane: the bits that it has among others. */
 INLINE VEC NAME(before_activation_at)(const STORE *x, const STORE *residual, ptrdiff_t j,
                                       const Coefficients *columns) {
-    const REAL *hi = columns->packed, *lo = hi + LO * columns->pitch;
-    const REAL *scale = hi + SCALE * columns->pitch, *bias = hi + BIAS * columns->pitch;
-    VEC z = {NORM(GET, *, j)};
+    PACKED;
+    VEC z = {NORM(GET, ONE, j)};
     if (columns->channels != NULL && channel_of(columns, j)->kind != PLAIN_CHANNEL)
         z[0] = (REAL)norm_of(channel_of(columns, j), GET(x + j));
     if (residual != NULL)
@@ -236,17 +259,15 @@ INLINE VEC NAME(before_activation_at)(const STORE *x, const STORE *residual, ptr
     return z;
 }
 #define BEFORE_ACTIVATION(j)                                                                   \
-    (residual == NULL ? NORM(LOAD, COEFFICIENT, j)                                             \
-                      : NORM(LOAD, COEFFICIENT, j) + LOAD(residual + (j)))
+    (residual == NULL ? NORM(LOAD, WHOLE, j)                                                   \
+                      : NORM(LOAD, WHOLE, j) + LOAD(residual + (j)))
 #define ADVANCE_RESIDUAL (residual = residual == NULL ? NULL : residual + block->cols)
 
 /* y = activation(norm(x) + residual). */
 KERNEL void NAME(column_apply_fused)(void *to, const void *from, const void *from_residual,
                                      const Block *block, const Coefficients *columns,
                                      int activation, int stream) {
-    const ptrdiff_t pitch = columns->pitch;
-    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
-    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    PACKED;
     const STORE *x = from, *residual = from_residual;
     STORE *y = to;
 #define VECTOR(j) ACTIVATE(BEFORE_ACTIVATION(j))
@@ -273,9 +294,7 @@ KERNEL void NAME(column_activation_grads)(void *to, const void *from_dy, const v
                                           const void *from_residual, const Block *block,
                                           const Coefficients *columns, int activation,
                                           int stream) {
-    const ptrdiff_t pitch = columns->pitch;
-    const REAL *hi = columns->packed, *lo = hi + LO * pitch;
-    const REAL *scale = hi + SCALE * pitch, *bias = hi + BIAS * pitch;
+    PACKED;
     const STORE *dy = from_dy, *x = from_x, *residual = from_residual;
     STORE *g = to;
 #define VECTOR(j) (LOAD(dy + (j)) * SLOPE_OF(BEFORE_ACTIVATION(j)))
@@ -310,8 +329,12 @@ static const Columns NAME(columns) = {
 
 #undef ADVANCE_RESIDUAL
 #undef BEFORE_ACTIVATION
+#undef IN_PAIRS
+#undef GRADIENT
 #undef NORM
-#undef COEFFICIENT
+#undef WHOLE
+#undef ONE
+#undef PACKED
 #undef ONE_BY_ONE
 #undef AHEAD
 #undef LINE

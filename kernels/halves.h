@@ -106,6 +106,96 @@ INLINE vec_f32 load_bf16(const store_t_bf16 *p) {
 #endif
 }
 
+/* The next 2 * FLOATS elements as two vectors. Of bfloat16 the even ones and the odd ones, which
+   need no shuffle and no load each: an instruction, where load_bf16 has two. `sort` brings a pair
+   of vectors into that order, `unsort` as many doubles back. */
+INLINE void load_two_f16(vec_f32 *two, const store_t_f16 *p) {
+    two[0] = load_f16(p);
+    two[1] = load_f16(p + FLOATS);
+}
+INLINE void sort_f16(vec_f32 *two) { (void)two; }
+INLINE void unsort_f16(double *sums) { (void)sums; }
+
+typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef vec_u32 loose_u32 __attribute__((aligned(2), may_alias));
+INLINE vec_f32 even_of(vec_u32 bits) { return (vec_f32)(bits << 16); }
+INLINE vec_f32 odd_of(vec_u32 bits) { return (vec_f32)(bits & 0xffff0000u); }
+INLINE vec_f32 even_bf16(const store_t_bf16 *p) { return even_of(*(const loose_u32 *)p); }
+INLINE vec_f32 odd_bf16(const store_t_bf16 *p) { return odd_of(*(const loose_u32 *)p); }
+INLINE void load_two_bf16(vec_f32 *two, const store_t_bf16 *p) {
+    vec_u32 bits = *(const loose_u32 *)p;
+#if defined(__x86_64__)
+    __asm__("" : "+v"(bits)); /* GCC would load them twice, across two lines */
+#endif
+    two[0] = even_of(bits);
+    two[1] = odd_of(bits);
+}
+/* Rounded to nearest even, in the upper half of the bits: those that end in an odd half round up from
+   the middle. The lower half of a NaN must be 0, or rounding could carry into its sign. */
+INLINE vec_u32 rounded_bf16(vec_f32 v) {
+    const vec_u32 bits = (vec_u32)v;
+#if defined(__AVX512F__)
+    const __mmask16 is_odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+    const __m512i up = _mm512_add_epi32((__m512i)bits, _mm512_set1_epi32(0x7fff));
+    return (vec_u32)_mm512_mask_add_epi32(up, is_odd, up, _mm512_set1_epi32(1));
+#else
+    return bits + 0x7fff + ((bits >> 16) & 1);
+#endif
+}
+INLINE vec_u32 pair_bf16(vec_f32 even, vec_f32 odd) {
+    return (rounded_bf16(even) >> 16) | (rounded_bf16(odd) & 0xffff0000u);
+}
+INLINE void store_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    *(loose_u32 *)p = pair_bf16(even, odd);
+}
+INLINE void stream_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+    stream_f32((float *)p, (vec_f32)pair_bf16(even, odd));
+}
+/* A NaN without the lower half of its bits. */
+INLINE vec_f32 quiet_bf16(vec_f32 v) {
+    const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v);
+    return (vec_f32)((bits & ~is_nan) | (((bits & 0xffff0000u) | 0x400000u) & is_nan));
+}
+INLINE void sort_bf16(vec_f32 *two) {
+#if defined(__AVX512F__)
+    const __m512i even =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const __m512 first = (__m512)two[0], second = (__m512)two[1];
+    two[0] = (vec_f32)_mm512_permutex2var_ps(first, even, second);
+    two[1] = (vec_f32)_mm512_permutex2var_ps(first, odd, second);
+#else
+    float all[2 * FLOATS];
+    store_f32(all, two[0]);
+    store_f32(all + FLOATS, two[1]);
+    for (int i = 0; i < FLOATS; i++) {
+        two[0][i] = all[2 * i];
+        two[1][i] = all[2 * i + 1];
+    }
+#endif
+}
+INLINE void unsort_bf16(double *sums) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+    __m512d v[4];
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_loadu_pd(sums + i * DOUBLES);
+    for (int i = 0; i < 2; i++) {
+        _mm512_storeu_pd(sums + 2 * i * DOUBLES, _mm512_permutex2var_pd(v[i], low, v[2 + i]));
+        _mm512_storeu_pd(sums + (2 * i + 1) * DOUBLES,
+                         _mm512_permutex2var_pd(v[i], high, v[2 + i]));
+    }
+#else
+    double all[2 * FLOATS];
+    for (int i = 0; i < FLOATS; i++) {
+        all[2 * i] = sums[i];
+        all[2 * i + 1] = sums[FLOATS + i];
+    }
+    memcpy(sums, all, sizeof all);
+#endif
+}
+
 /* FLOATS halves, as they are stored. */
 typedef uint16_t half_vector __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef half_vector loose_halves __attribute__((aligned(2), may_alias));
@@ -124,36 +214,22 @@ INLINE half_vector halves_of_f16(vec_f32 v) {
     return packed;
 #endif
 }
-#if defined(__AVX512F__)
-/* Bits whose upper halves are v, rounded to nearest even: those that end in an odd half round up
-   from the middle. Of NaNs too, unless `careful` is 0: rounding could carry into their sign. Not the
-   CPU's own instruction (AVX512_BF16): that one takes subnormals for zeros. GCC makes 16 instructions
-   of the general form below. */
-INLINE __m512i rounded_bf16(vec_f32 v, const int careful) {
-    const __m512i bits = (__m512i)v, kept = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-    const __m512i even = _mm512_mask_add_epi32(kept, odd, kept, _mm512_set1_epi32(1));
-    if (!careful)
-        return even;
-    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-    return _mm512_mask_or_epi32(even, is_nan, bits, _mm512_set1_epi32(0x400000));
-}
-#endif
-
+/* Not the CPU's own instruction (AVX512_BF16): that one takes subnormals for zeros. */
 INLINE half_vector halves_of_bf16(vec_f32 v) {
 #if defined(__AVX512F__)
     const __m512i uppers = _mm512_set_epi16(
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return (half_vector)_mm512_castsi512_si256(
-        _mm512_permutexvar_epi16(uppers, rounded_bf16(v, 1)));
+    /* GCC makes 16 instructions of the general form below, 6 of this. */
+    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_mask_or_epi32(
+        (__m512i)rounded_bf16(v), is_nan, (__m512i)v, _mm512_set1_epi32(0x400000));
+    return (half_vector)_mm512_castsi512_si256(_mm512_permutexvar_epi16(uppers, rounded));
 #else
     typedef int32_t vec_i32 __attribute__((vector_size(VECTOR_BYTES)));
-    typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
-    const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v);
-    const vec_u32 rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+    const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v), quiet = bits | 0x400000;
     /* Shifted with the sign, they fit 16 bits with sign, and packing does not saturate. */
-    const vec_i32 high = (vec_i32)((rounded & ~is_nan) | (quiet & is_nan)) >> 16;
+    const vec_i32 high = (vec_i32)((rounded_bf16(v) & ~is_nan) | (quiet & is_nan)) >> 16;
 #if defined(__AVX2__)
     const __m256i packed = _mm256_packs_epi32((__m256i)high, (__m256i)high);
     return (half_vector)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
@@ -208,35 +284,28 @@ INLINE void stream_bf16(store_t_bf16 *p, vec_f32 v) { stream_halves(p, halves_of
 PLAIN_PAIRS(f32)
 PLAIN_PAIRS(f64)
 PLAIN_PAIRS(f16)
+/* Inference in L2 took 2.1 ns for 16 elements, and takes 1.7 in pairs; (32, 64, 112, 112) took 1.48 of
+   the copy and 2.3 of the triad, and 1.24 and 1.9 so. */
+INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) { return even_bf16(p); }
+INLINE vec_f32 second_of_pair_bf16(const store_t_bf16 *p) { return odd_bf16(p); }
+INLINE int has_nan(vec_f32 first, vec_f32 second) {
 #if defined(__AVX512F__)
-/* The even elements and the odd ones: 1 instruction instead of 2 to read 16 elements, and none that
-   crosses lanes to store them. Inference in L2 took 2.1 ns for 16 elements, and takes 1.7;
-   (32, 64, 112, 112) took 1.48 of the copy and 2.3 of the triad, and 1.24 and 1.9 so. */
-INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) {
-    return (vec_f32)_mm512_slli_epi32(_mm512_loadu_si512(p), 16);
+    return _mm512_cmp_ps_mask((__m512)first, (__m512)second, _CMP_UNORD_Q) != 0;
+#else
+    return 1; /* one blend more costs less than to find out */
+#endif
 }
-INLINE vec_f32 second_of_pair_bf16(const store_t_bf16 *p) {
-    const __m512i uppers = _mm512_set1_epi32((int)0xffff0000);
-    return (vec_f32)_mm512_and_si512(_mm512_loadu_si512(p), uppers);
-}
-INLINE __m512i pair_of_bf16(vec_f32 even, vec_f32 odd) {
-    __m512i a = rounded_bf16(even, 0), b = rounded_bf16(odd, 0);
-    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)even, (__m512)odd, _CMP_UNORD_Q);
-    if (__builtin_expect(is_nan != 0, 0)) {
-        a = rounded_bf16(even, 1);
-        b = rounded_bf16(odd, 1);
-    }
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b);
+INLINE vec_u32 pair_with_nan_bf16(vec_f32 even, vec_f32 odd) {
+    if (__builtin_expect(has_nan(even, odd), 0))
+        return pair_bf16(quiet_bf16(even), quiet_bf16(odd));
+    return pair_bf16(even, odd);
 }
 INLINE void store_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
-    _mm512_storeu_si512(p, pair_of_bf16(even, odd));
+    *(loose_u32 *)p = pair_with_nan_bf16(even, odd);
 }
 INLINE void stream_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
-    _mm512_stream_si512((__m512i *)p, pair_of_bf16(even, odd));
+    stream_f32((float *)p, (vec_f32)pair_with_nan_bf16(even, odd));
 }
-#else
-PLAIN_PAIRS(bf16)
-#endif
 
 /* DOUBLES elements as doubles. */
 INLINE vec_f64 widen_f16(const store_t_f16 *p) {
@@ -270,7 +339,6 @@ INLINE vec_f64 widen_bf16(const store_t_bf16 *p) {
    which the sum is exact, and the rest is small: rounded one by one, the products of 65536 rows that
    repeat 64 were off by 6e-6 of dweight's norm, and so they are by 5e-8. */
 INLINE void add_product(vec_f32 *high, vec_f32 *low, vec_f32 a, vec_f32 b) {
-    typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
     const vec_f32 product = a * b, first = (vec_f32)((vec_u32)product & 0xffff0000u);
     *high += first;
 #if defined(__AVX512F__)
@@ -284,7 +352,6 @@ INLINE void add_product(vec_f32 *high, vec_f32 *low, vec_f32 a, vec_f32 b) {
 
 /* v, but 0 where it is infinite or NaN: `low` of products that are, which is in `high` already. */
 INLINE vec_f32 only_finite(vec_f32 v) {
-    typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
     return (vec_f32)((vec_u32)v & (vec_u32)(v - v == 0));
 }
 

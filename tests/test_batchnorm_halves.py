@@ -170,3 +170,21 @@ def test_layouts_and_out(backend, dtype):
         batch_norm_forward(x, out=np.empty(x.shape, np.float32))
     with pytest.raises(TypeError, match="weight: expected dtype float32 or float64"):
         batch_norm_forward(x, weight.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_not_a_number_stays_one_whatever_its_bits(backend, dtype):
+    """Rounded like a number, a NaN of ones alone would become -0."""
+    x, dy, _, weight, bias = arrays((64, 96), 1, dtype)
+    weight[7] = np.uint32(0x7FFFFFFF).view(np.float32)
+    x[5, 40] = np.nan
+    dy[5, 41] = -np.inf
+    lost = np.zeros(96, bool)
+    lost[[7, 40]] = True
+    y, mean, rstd = batch_norm_forward(x, weight, bias)
+    assert np.array_equal(np.isnan(y.astype(np.float32)).all(0), lost)
+    assert np.isfinite(y.astype(np.float32)[:, ~lost]).all()
+    dx = batch_norm_backward(dy, x, mean, rstd, weight).dx.astype(np.float32)
+    lost[41] = True
+    assert np.array_equal(np.isnan(dx).any(0), lost)
+    assert np.isfinite(dx[:, ~lost]).all()
