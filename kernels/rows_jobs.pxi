@@ -20,6 +20,8 @@ cdef void make_plan(Job *job, Py_ssize_t r) noexcept nogil:
     elif job.storage == BF16:
         job.plan.rows = &rows_bf16
     job.plan.r = r
+    job.plan.together = max(
+        1, min(<Py_ssize_t>TOGETHER, FORWARD_BYTES // max(1, job.m * job.itemsize)))
 
 
 cdef void make_units(Job *job) noexcept nogil:
@@ -38,7 +40,7 @@ cdef Py_ssize_t room_for_totals(Job *job, void *total, int threads) noexcept nog
     # Bytes that add_forward needs for its second output: threads' copies lie a line apart.
     job.plan.total = <char *>total
     job.plan.copy_size = (job.m * job.itemsize + 127) // 64 * 64
-    return 2 * threads * job.plan.copy_size if job.stream else 0
+    return 2 * threads * job.plan.together * job.plan.copy_size if job.stream else 0
 
 
 cdef void place_totals(Job *job) noexcept nogil:
@@ -50,6 +52,7 @@ cdef void place_totals(Job *job) noexcept nogil:
 cdef int take_mask(Job *job, object mask) except -1:
     job.mask = mask_data(mask)
     if job.mask != NULL:
+        job.plan.together = 1
         job.plan.q = cnp.PyArray_SIZE(mask) // max(1, job.plan.r)
         if (
             job.plan.q * job.plan.r != cnp.PyArray_SIZE(mask) or job.plan.q == 0
