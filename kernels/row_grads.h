@@ -63,7 +63,7 @@ INLINE void NAME(dx_coefficients)(REAL *to, const Norm *row) {
         HEAD(dx, VALUE)                                                                        \
     }                                                                                          \
     if (stream)                                                                                \
-        LINES(dx, VALUE, ASK(i))                                                               \
+        LINES(dx, VALUE, if (!both) ASK(i))                                                               \
     *owed = goes_on && i < len ? row : NULL;                                                   \
     if (*owed == NULL)                                                                         \
         REST(dx, VALUE)
@@ -76,11 +76,12 @@ KERNEL void NAME(dx_row)(const RowGrads *at, const Norm *row, ptrdiff_t r, int s
     STORE *dx = (STORE *)at->dx + r * at->pitch;
     const STORE *dy = (const STORE *)at->dy + r * at->pitch;
     const STORE *x = (const STORE *)at->x + r * at->pitch;
-    const STORE *addend = (const STORE *)at->addend, *ahead = dy + at->rows * at->pitch;
+    const STORE *addend = (const STORE *)at->addend, *ahead = dy + NAME(grads_ahead)(at);
     const REAL *weight = at->weight;
     const ptrdiff_t len = at->len, end = line_head(dx, sizeof(STORE), len);
     const Shared *shared = &APART;
     const Norm **owed = at->owed;
+    const int both = NAME(asks_both)(at);
     REAL past[5] = {0}, of[5];
     if (*owed != NULL)
         NAME(dx_coefficients)(past, *owed);
