@@ -133,7 +133,7 @@ KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
     if (sizeof(REAL) == 8)
         NAME(row_mend)(at, row);
     for (ptrdiff_t r = 0; r < at->rows; r++) {
-        if (wide)
+        if (row[r].wide)
             NAME(wide_grads)(at, row + r, r);
         else
             NAME(dx_row)(at, row + r, r, stream, whole && (r + 1 < at->rows || at->shared->goes_on));
