@@ -55,7 +55,8 @@ KERNEL void NAME(norm_row)(STORE *y, const STORE *x, ptrdiff_t len, const Norm *
     ptrdiff_t i = 0;
     if (*owed != NULL) {
         NAME(norm_coefficients)(past, *owed);
-        SEAM(y, NORM, const VEC hi = JOINED(0); const VEC rstd = JOINED(1); const VEC left = JOINED(2);)
+        SEAM(y, NORM, const VEC hi = JOINED(0); const VEC rstd = JOINED(1);
+             const VEC left = JOINED(2);)
         i = end;
     } else
         PART(y, end, NORM)

@@ -63,7 +63,7 @@ INLINE void NAME(dx_coefficients)(REAL *to, const Norm *row) {
         HEAD(dx, VALUE)                                                                        \
     }                                                                                          \
     if (stream)                                                                                \
-        LINES(dx, VALUE, if (!both) ASK(i))                                                               \
+        LINES(dx, VALUE, if (!both) ASK(i))                                                    \
     *owed = goes_on && i < len ? row : NULL;                                                   \
     if (*owed == NULL)                                                                         \
         REST(dx, VALUE)
@@ -136,7 +136,8 @@ KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
         if (row[r].wide)
             NAME(wide_grads)(at, row + r, r);
         else
-            NAME(dx_row)(at, row + r, r, stream, whole && (r + 1 < at->rows || at->shared->goes_on));
+            NAME(dx_row)(at, row + r, r, stream,
+                         whole && (r + 1 < at->rows || at->shared->goes_on));
     }
     at->shared->goes_on = 0;
 }

@@ -30,7 +30,8 @@ typedef struct {
     void (*grad_sums)(double (*sums)[3], const RowGrads *at, const double *mean,
                       const double *rstd);
     void (*forward)(RowSums *sums, const Pack *next, const Pack *pack, ptrdiff_t len, int centred,
-                    const Affine *affine, int activation, int stream, Shared *shared, const Norm **owed);
+                    const Affine *affine, int activation, int stream, Shared *shared,
+                    const Norm **owed);
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
                              ptrdiff_t len, const Norm *row, const Affine *affine, int activation,
                              int stream);
