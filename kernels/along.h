@@ -21,26 +21,34 @@
         NAME(store_some)((OUT) + i, VALUE(SOME, SOME_KEPT), k);                                \
         i += k;                                                                                \
     }
-#define ALONG(OUT, VALUE)                                                                      \
+/* What comes before the first whole line. */
+#define HEAD(OUT, VALUE)                                                                       \
+    if (len >= 4 * LINE) {                                                                     \
+        STORE *line = (STORE *)shared->line;                                                   \
+        const ptrdiff_t head = line_head(OUT, sizeof(STORE), len);                             \
+        PART(shared->began ? line + (LINE - head) : OUT, head, VALUE)                          \
+        if (shared->began)                                                                     \
+            for (ptrdiff_t e = 0; e < LINE; e += WIDTH)                                        \
+                NAME(stream)(OUT + (head - LINE) + e, NAME(load)(line + e));                   \
+    }
+#define LINES(OUT, VALUE, ASKED)                                                               \
+    while (i + LINE <= len) {                                                                  \
+        ASKED;                                                                                 \
+        for (const ptrdiff_t end = i + LINE; i < end; i += WIDTH)                              \
+            NAME(stream)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                                   \
+    }
+#define REST(OUT, VALUE)                                                                       \
     {                                                                                          \
-        STORE *line = (STORE *)shared->line, *behind = OUT;                                    \
-        ptrdiff_t i = 0;                                                                       \
-        if (len >= 4 * LINE) {                                                                 \
-            const ptrdiff_t head = line_head(OUT, sizeof(STORE), len);                         \
-            PART(shared->began ? line + (LINE - head) : OUT, head, VALUE)                      \
-            if (shared->began)                                                                 \
-                for (ptrdiff_t e = 0; e < LINE; e += WIDTH)                                    \
-                    NAME(stream)(OUT + (head - LINE) + e, NAME(load)(line + e));               \
-            if (stream)                                                                        \
-                while (i + LINE <= len) {                                                      \
-                    ASK(i);                                                                    \
-                    for (const ptrdiff_t end = i + LINE; i < end; i += WIDTH)                  \
-                        NAME(stream)(OUT + i, VALUE(WHOLE, WHOLE_KEPT));                       \
-                }                                                                              \
-            if (shared->goes_on)                                                               \
-                behind = line - i;                                                             \
-        }                                                                                      \
+        STORE *behind = shared->goes_on && len >= 4 * LINE ? (STORE *)shared->line - i : OUT;  \
         for (; i + WIDTH <= len; i += WIDTH)                                                   \
             NAME(store)(behind + i, VALUE(WHOLE, WHOLE_KEPT));                                 \
         PART(behind, len, VALUE)                                                               \
+    }
+#define ALONG(OUT, VALUE)                                                                      \
+    {                                                                                          \
+        ptrdiff_t i = 0;                                                                       \
+        HEAD(OUT, VALUE)                                                                       \
+        if (stream && len >= 4 * LINE)                                                         \
+            LINES(OUT, VALUE, ASK(i))                                                          \
+        REST(OUT, VALUE)                                                                       \
     }

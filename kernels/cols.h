@@ -250,6 +250,9 @@ static const Cols NAME(cols) = {
 #undef PACKED
 #undef ASK
 #undef ALONG
+#undef HEAD
+#undef LINES
+#undef REST
 #undef PART
 #undef WHOLE
 #undef WHOLE_KEPT

@@ -213,24 +213,28 @@ cdef int take_activation(Job *job, int activation, cnp.ndarray g, int typenum) e
 
 
 cdef char *converted(
-    char *to, Parameter *given, Py_ssize_t size, double default, bint single, const void **found
+    char *to, Parameter *given, Py_ssize_t size, double default, bint single, Py_ssize_t wrap,
+    const void **found
 ) noexcept nogil:
     # In the type that is computed in: the parameter itself, or a copy at `to`, whose end returns.
+    # A copy goes on with its first `wrap` elements, for a line that two rows share.
     cdef Py_ssize_t j
-    if single and given.single != NULL:
+    if wrap == 0 and single and given.single != NULL:
         found[0] = given.single
         return to
-    if not single and given.double_ != NULL:
+    if wrap == 0 and not single and given.double_ != NULL:
         found[0] = given.double_
         return to
     found[0] = to
     if single:
         for j in range(size):
             (<float *>to)[j] = <float>value(given, j, default)
+        memcpy(<float *>to + size, to, wrap * sizeof(float))
     else:
         for j in range(size):
             (<double *>to)[j] = value(given, j, default)
-    return to + size * sizeof(double)
+        memcpy(<double *>to + size, to, wrap * sizeof(double))
+    return to + (size + wrap) * sizeof(double)
 
 
 cdef int allocate(
@@ -250,14 +254,15 @@ cdef bint allocate_for(
     # if there is no memory.
     cdef bint single = job.storage != F64
     cdef Py_ssize_t parts = 2 * job.units * job.pitch
+    cdef Py_ssize_t wrap = min(job.m, 64 // job.itemsize) if job.stream else 0
     cdef char *to
-    job.memory = scratch(3 * job.m + parts + spare // 8 + 1)
+    job.memory = scratch(3 * (job.m + wrap) + parts + spare // 8 + 1)
     if job.memory == NULL:
         return False
-    to = converted(<char *>job.memory, weight, job.m, 1.0, single, &job.affine.weight)
-    to = converted(to, bias, job.m, 0.0, single, &job.affine.bias)
+    to = converted(<char *>job.memory, weight, job.m, 1.0, single, wrap, &job.affine.weight)
+    to = converted(to, bias, job.m, 0.0, single, wrap, &job.affine.bias)
     if job.units > 0:
-        to = converted(to, weight, job.m, 1.0, False, <const void **>&job.weight)
+        to = converted(to, weight, job.m, 1.0, False, 0, <const void **>&job.weight)
     job.parts = <double *>to
     job.spare = to + parts * sizeof(double)
     return True

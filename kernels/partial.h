@@ -79,6 +79,29 @@ PARTIAL(f64, vec_f64, DOUBLES)
 
 #endif
 
+/* The first k elements of a, and behind them those of b. */
+#if defined(__AVX512F__)
+INLINE vec_f32 join_f32(vec_f32 a, vec_f32 b, ptrdiff_t k) {
+    return (vec_f32)_mm512_mask_blend_ps((__mmask16)((1u << k) - 1), (__m512)b, (__m512)a);
+}
+INLINE vec_f64 join_f64(vec_f64 a, vec_f64 b, ptrdiff_t k) {
+    return (vec_f64)_mm512_mask_blend_pd((__mmask8)((1u << k) - 1), (__m512d)b, (__m512d)a);
+}
+#else
+#define JOIN(SUFFIX, VEC, INTEGER, LENGTH)                                                     \
+    INLINE VEC PASTE(join, SUFFIX)(VEC a, VEC b, ptrdiff_t k) {                                \
+        typedef INTEGER integers __attribute__((vector_size(VECTOR_BYTES)));                   \
+        integers at;                                                                           \
+        for (int i = 0; i < LENGTH; i++)                                                       \
+            at[i] = i;                                                                         \
+        const integers first = at < (INTEGER)k;                                                \
+        return (VEC)(((integers)a & first) | ((integers)b & ~first));                          \
+    }
+JOIN(f32, vec_f32, int32_t, FLOATS)
+JOIN(f64, vec_f64, int64_t, DOUBLES)
+#undef JOIN
+#endif
+
 INLINE vec_f32 load_some_w32(const float *p, ptrdiff_t k) { return load_some_f32(p, k); }
 INLINE void store_some_w32(float *p, vec_f32 v, ptrdiff_t k) { store_some_f32(p, v, k); }
 

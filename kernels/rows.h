@@ -6,11 +6,8 @@
 #ifndef REAL
 
 #include "activation.h"
-#include "layer.h"
 #include "partial.h"
-
-/* Rows whose gradients are taken together, at most. */
-enum { TOGETHER = 8 };
+#include "row_settle.h"
 
 /* Rows of len elements, `pitch` apart. */
 typedef struct {
@@ -22,6 +19,7 @@ typedef struct {
     ptrdiff_t rows, len, pitch;
     int stream;
     Shared *shared; /* with the rows before and behind */
+    const Norm **owed; /* of floats and doubles instead: row_grads.h */
 } RowGrads;
 
 typedef struct {
@@ -31,8 +29,9 @@ typedef struct {
     void (*sums)(double *sums, const void *x, ptrdiff_t len, double shift);
     void (*grad_sums)(double (*sums)[3], const RowGrads *at, const double *mean,
                       const double *rstd);
-    void (*apply)(void *y, const void *x, const void *residual, ptrdiff_t len, const Norm *row,
-                  const Affine *affine, int activation, int stream, const Shared *shared);
+    void (*forward)(RowSums *sums, const Pack *next, const Pack *pack, ptrdiff_t len, int centred,
+                    const Affine *affine, int activation, int stream, Shared *shared,
+                    const Norm **owed);
     void (*activation_grads)(void *g, const void *dy, const void *x, const void *residual,
                              ptrdiff_t len, const Norm *row, const Affine *affine, int activation,
                              int stream);
@@ -51,24 +50,24 @@ typedef struct {
 #define STRIP_VECTORS 4 /* a whole line */
 #endif
 
+/* Before something is written at `to`: writes what waits for a line that will not be streamed. */
+INLINE void give_up_line(Shared *shared, char *to) {
+    const size_t before = (uintptr_t)to % 64;
+    memcpy(to - before, shared->line, before);
+    shared->began = 0;
+}
+
 /* Before rows are written: whether they share lines with those before and those behind, which
-   begin at `end`; what waits for a line that is not `whole` is written. */
+   begin at `end`. */
 INLINE void share_lines(const RowGrads *at, int whole, const void *end) {
-    if (at->shared->began && !whole) {
-        const size_t before = (uintptr_t)at->dx % 64;
-        memcpy(at->dx - before, at->shared->line, before);
-        at->shared->began = 0;
-    }
+    if (at->shared->began && !whole)
+        give_up_line(at->shared, at->dx);
     at->shared->goes_on &= whole && (uintptr_t)end % 64 != 0;
 }
 
 #define EACH_ROW _Pragma("GCC unroll 8")
 
-/* Bytes of x to ask for ahead. Asked for by the sums alone, which then wait for memory while the
-   streamed stores have it for themselves, (8192, 1024) took 1.33 of the copy; with half of the
-   lines, and all of them while y is streamed, 1.18. Backward: the sums ask for x and the gradients
-   for dy, of the rows that are taken together next: 1.33 of the triad; 1.41 if the sums ask for both,
-   1.47 if nobody asks ((131072, 256): 1.5, 1.6, 2.1). */
+/* Bytes to ask for ahead where there is one loop. */
 #define ROW_AHEAD 8192
 
 #define REAL float
@@ -106,13 +105,17 @@ INLINE void share_lines(const RowGrads *at, int whole, const void *end) {
 #define WIDTH ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #define LINE (64 / (ptrdiff_t)sizeof(STORE))
 
-KERNEL double NAME(row_shift)(const void *from, ptrdiff_t len) {
-    const STORE *x = from;
-    const ptrdiff_t taken = few(len);
+/* Of floats and halves the median of three elements does: what it is off by costs their sums less
+   than a digit (`lost` in layers.pxi), and of three short means it took 10 of the 18 ns of the sums
+   of 96 floats, 23 of 29 of those of 96 float16. */
+INLINE double NAME(shift_of)(const STORE *x, ptrdiff_t len) {
+    const ptrdiff_t taken = sizeof(STORE) == 8 ? few(len) : 1;
     return median3(NAME(short_mean)(x, 1, taken),
                    NAME(short_mean)(x + (len - taken) / 2, 1, taken),
                    NAME(short_mean)(x + len - taken, 1, taken));
 }
+
+KERNEL double NAME(row_shift)(const void *x, ptrdiff_t len) { return NAME(shift_of)(x, len); }
 
 #include "row_sums.h"
 
@@ -135,27 +138,7 @@ INLINE double NAME(row_norm_one)(const STORE *x, const STORE *residual, ptrdiff_
 #define BEFORE_ACTIVATION(STORED, KEPT)                                                        \
     (residual == NULL ? NORM(STORED, KEPT) : NORM(STORED, KEPT) + STORED(residual))
 
-/* y = activation(((x - hi) - lo) * rstd * weight + bias + residual). y may be x or residual. */
-KERNEL void NAME(row_apply)(void *to, const void *from, const void *from_residual, ptrdiff_t len,
-                            const Norm *row, const Affine *affine, int activation, int stream,
-                            const Shared *shared) {
-    STORE *y = to;
-    const STORE *x = from, *residual = from_residual, *ahead = x + ROW_AHEAD / sizeof(STORE);
-    const REAL *weight = affine->weight, *bias = affine->bias;
-    const REAL hi = (REAL)row->hi, rstd = (REAL)row->rstd, left = (REAL)(-row->lo * row->rstd);
-    if (row->wide || row->rstd == 0.0) {
-        for (ptrdiff_t j = 0; j < len; j++) {
-            const double z = NAME(row_norm_one)(x, residual, j, row, affine);
-            NAME(put)(y + j, (REAL)activate_one(z, activation));
-        }
-    } else if (residual == NULL && activation == IDENTITY) {
-        ALONG(y, NORM)
-    } else {
-#define ACTIVATED(STORED, KEPT) COMPUTE(activate)(BEFORE_ACTIVATION(STORED, KEPT), activation)
-        ALONG(y, ACTIVATED)
-#undef ACTIVATED
-    }
-}
+#include "row_forward.h"
 
 /* g = dy * activation'(norm(x) + residual). g may be dy, x or residual. */
 KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void *from_x,
@@ -181,7 +164,6 @@ KERNEL void NAME(row_activation_grads)(void *to, const void *from_dy, const void
 }
 
 #undef BEFORE_ACTIVATION
-#undef NORM
 
 /* total = copy = x + addend, rounded once. */
 KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void *from_addend,
@@ -214,6 +196,13 @@ KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void 
 
 #include "row_grads.h"
 
+#undef WRAPPED
+#undef JOINED
+#undef SEAM
+#undef NORM
+#undef HEAD
+#undef LINES
+#undef REST
 #undef ASK
 #undef ALONG
 #undef PART
@@ -224,7 +213,7 @@ KERNEL void NAME(row_add)(void *to, void *to_copy, const void *from, const void 
 
 static const Rows NAME(rows) = {
     sizeof(STORE),       sizeof(REAL),     NAME(row_shift),
-    NAME(row_sums),      NAME(row_grad_sums), NAME(row_apply),
+    NAME(row_sums),      NAME(row_grad_sums), NAME(rows_forward),
     NAME(row_activation_grads), NAME(row_grads), NAME(row_add),
 };
 

@@ -16,6 +16,18 @@ from cython.parallel cimport prange
 
 cdef extern from "row_fused_grads.h" nogil:
     enum: TOGETHER
+    ctypedef struct RowSums:
+        pass
+    ctypedef struct Pack:
+        char *y
+        const char **x
+        const char *residual
+        Py_ssize_t rows
+        bint adjacent
+        Norm *norm
+    unsigned settle_rows(
+        Norm *norm, double *to_mean, double *to_rstd, RowSums *sums, Py_ssize_t rows,
+        double count, double eps, double lost, bint narrow) noexcept nogil
     ctypedef struct Shared:
         char *line
         bint began, goes_on
@@ -31,6 +43,7 @@ cdef extern from "row_fused_grads.h" nogil:
         Py_ssize_t rows, len, pitch
         bint stream
         Shared *shared
+        const Norm **owed
     ctypedef struct Rows:
         Py_ssize_t itemsize, computed
         double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
@@ -38,9 +51,10 @@ cdef extern from "row_fused_grads.h" nogil:
         void (*grad_sums)(
             double (*sums)[3], const RowGrads *at, const double *mean, const double *rstd
         ) noexcept nogil
-        void (*apply)(
-            void *y, const void *x, const void *residual, Py_ssize_t len, const Norm *row,
-            const Affine *affine, int activation, int stream, const Shared *shared) noexcept nogil
+        void (*forward)(
+            RowSums *sums, const Pack *next, const Pack *pack, Py_ssize_t len, bint centred,
+            const Affine *affine, int activation, bint stream, Shared *shared,
+            const Norm **owed) noexcept nogil
         void (*activation_grads)(
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
             const Norm *row, const Affine *affine, int activation, int stream) noexcept nogil
@@ -61,6 +75,8 @@ cdef enum:
     RUNS = 16
 # Rows that do not fit are taken together by fewer than TOGETHER in a backward through an activation.
 cdef Py_ssize_t BUFFER_BYTES = 1 << 20
+# Of rows of x that are summed and settled together.
+cdef Py_ssize_t FORWARD_BYTES = 8192
 
 
 cdef struct Plan:
@@ -143,52 +159,74 @@ cdef void statistics(Job *job, Py_ssize_t i, const char *x, Norm *row) noexcept 
 
 
 cdef inline const char *row_x(Job *job, int thread, Py_ssize_t i) noexcept nogil:
-    # Row i of what is normalized. Two totals of a thread are in work at a time.
-    cdef Py_ssize_t at = i * job.m * job.itemsize
+    # Row i of what is normalized. The totals of two packs of a thread are in work at a time.
+    cdef Py_ssize_t at = i * job.m * job.itemsize, room = 2 * job.plan.together
     cdef char *copy = NULL
     if job.plan.total == NULL:
         return job.x + at
     if job.plan.copies != NULL:
-        copy = job.plan.copies + (2 * thread + i % 2) * job.plan.copy_size
+        copy = job.plan.copies + (thread * room + i % room) * job.plan.copy_size
     job.plan.rows.add(job.plan.total + at, copy, job.x + at, job.added + at, job.m, job.stream)
     return job.plan.total + at if copy == NULL else copy
 
 
-cdef inline bint streams_whole(Job *job, const Norm *row) noexcept nogil:
-    return (
-        job.stream and job.m * job.itemsize >= 4 * 64 and row.rstd != 0.0 and not row.wide)
+cdef inline void open_pack(
+    Job *job, int thread, Pack *pack, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    # Up to `together` rows from `first` on.
+    cdef Py_ssize_t k, at = first * job.m * job.itemsize
+    pack.rows = min(job.plan.together, last - first)
+    pack.y = job.out + at
+    pack.adjacent = job.plan.copies == NULL
+    pack.residual = NULL
+    if job.plan.total == NULL:
+        pack.residual = added_at(job, at)
+    for k in range(pack.rows):
+        pack.x[k] = row_x(job, thread, first + k)
+
+
+cdef inline void settle_pack(
+    Job *job, Pack *pack, RowSums *sums, Py_ssize_t first
+) noexcept nogil:
+    # Rows of a mask, and odd ones, one by one.
+    cdef unsigned odd = (1u << pack.rows) - 1
+    cdef Py_ssize_t k = 0
+    if job.mask == NULL:
+        odd = settle_rows(
+            pack.norm, NULL if job.mean == NULL else job.mean + first, job.rstd + first, sums,
+            pack.rows, <double>job.m, job.eps, job.lost, job.storage != F64)
+    while odd:
+        if odd & 1:
+            statistics(job, first + k, pack.x[k], pack.norm + k)
+        odd >>= 1
+        k += 1
 
 
 cdef void forward_rows(Job *job, int thread, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    # A row is written after the next one was summed, which hides the latency of its statistics.
-    cdef Py_ssize_t i, at, size = job.m * job.itemsize
-    cdef const char *x
-    cdef const char *next_x
-    cdef const char *residual
-    cdef Norm row, next_row
+    # Rows are written after the next ones were summed, which hides the latency of their statistics.
+    cdef Pack[2] packs
+    cdef Pack *pack = &packs[0]
+    cdef Pack *next = &packs[1]
+    cdef RowSums sums
+    cdef const Norm *owed = NULL
     cdef char[64] line
     cdef Shared shared
+    cdef Py_ssize_t i = first
+    memset(&sums, 0, sizeof(sums))
     shared.line = line
-    shared.goes_on = False
-    if first < last:
-        next_x = row_x(job, thread, first)
-        statistics(job, first, next_x, &next_row)
-    for i in range(first, last):
-        x, row = next_x, next_row
-        if i + 1 < last:
-            next_x = row_x(job, thread, i + 1)
-            statistics(job, i + 1, next_x, &next_row)
-        at = i * size
-        residual = NULL
-        if job.plan.total == NULL:
-            residual = added_at(job, at)
-        shared.began = shared.goes_on
-        shared.goes_on = (
-            i + 1 < last and <size_t>(job.out + at + size) % 64 != 0
-            and streams_whole(job, &row) and streams_whole(job, &next_row))
-        job.plan.rows.apply(
-            job.out + at, x, residual, job.m, &row, &job.affine, job.activation, job.stream,
-            &shared)
+    shared.began = False
+    pack.rows = 0
+    while i < last or pack.rows > 0:
+        next.rows = 0
+        if i < last:
+            open_pack(job, thread, next, i, last)
+        job.plan.rows.forward(
+            &sums if job.mask == NULL else NULL, next, pack, job.m, job.mean != NULL, &job.affine,
+            job.activation, job.stream, &shared, &owed)
+        if i < last:
+            settle_pack(job, next, &sums, i)
+        i += next.rows
+        pack, next = next, pack
     if job.stream:
         stream_fence()
 
@@ -348,3 +386,4 @@ include "row_pointers.pxi"
 
 
 include "row_calls.pxi"
+

@@ -131,7 +131,15 @@ INLINE double lane_sum(const double *lanes) {
    its middle and at its end. Equal elements give exactly that element (the means are over 1, 2 or
    4 of them, added in pairs), and neither an odd beginning nor one outlier moves it far. */
 INLINE double median3(double a, double b, double c) {
+#if defined(__x86_64__)
+    /* GCC makes branches of a < b ? a : b where they were floats, which took 5 ns of the 16 of the
+       sums of 96 floats. */
+    const __m128d first = _mm_set_sd(a), second = _mm_set_sd(b);
+    const double low = _mm_cvtsd_f64(_mm_min_sd(first, second));
+    const double high = _mm_cvtsd_f64(_mm_max_sd(first, second));
+#else
     const double low = a < b ? a : b, high = a < b ? b : a;
+#endif
     const double middle = high < c ? high : c;
     const double median = low > middle ? low : middle;
     return isfinite(median) ? median : 0.0;
