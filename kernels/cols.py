@@ -21,7 +21,7 @@ from .layers import (
     parameter,
     put_coefficients,
     put_gradient,
-    unit_count,
+    strip_units,
 )
 from .optional import array_or_empty, mask_or_empty
 from .registers import LINE_LANES, origin_of
@@ -270,7 +270,7 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, b, m, 
         mask_or_empty(mask),
     )
     means, width = array_or_empty(mean, rstd), strip_columns(x, m, c)
-    units = unit_count(b * -(-c // width), 1)
+    units = strip_units(b * -(-c // width))
     partial = np.empty((units, 2, m))
     work, exact = strip_memory(threads, width), coefficient_memory(threads, width, rstd)
     narrow = coefficient_memory(threads, width, x)

@@ -25,7 +25,7 @@ from .intrinsics import (
     where,
 )
 from .jit import inline
-from .layers import G_HIGH, G_LOW, SLOPE, gradient
+from .layers import G_HIGH, LEFT, SLOPE, gradient
 from .registers import get, line_zeros, origin_of, sum_lanes, sum_zeros, take
 from .runs import head, put
 
@@ -203,13 +203,12 @@ def input_gradient(inputs, i, p, k, a, kept, pitch, j, like):
     dy, x, addend, fused, w = inputs
     coefficients = (
         load_as(a, HIGH * pitch + j, like),
-        load_as(a, LOW * pitch + j, like),
         load_as(a, SCALE * pitch + j, like),
         load_as(a, SLOPE * pitch + j, like),
         load_as(a, G_HIGH * pitch + j, like),
-        load_as(a, G_LOW * pitch + j, like),
+        load_as(a, LEFT * pitch + j, like),
     )
-    h = take(dy, p, k, coefficients[2])
+    h = take(dy, p, k, coefficients[1])
     dx = gradient(h, w[i], get(x, p, k, like), coefficients)
     dx = where(load_as(kept, j, like), dx, first(h, 0))
     if fused:

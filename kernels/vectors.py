@@ -151,6 +151,12 @@ def splatted(builder: Any, vector: ir.VectorType, scalar: Any) -> Any:
     return builder.shuffle_vector(single, undefined, zeros)
 
 
+def some_lanes(builder: Any, value: Any, begin: int, lanes: int) -> Any:
+    """That many lanes from lane `begin` on."""
+    numbers = [ir.Constant(INT32, lane) for lane in range(begin, begin + lanes)]
+    return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, lanes), numbers))
+
+
 def lanes_below(builder: Any, k: Any, lanes: int) -> Any:
     """Lane number < k, for k from 0 to `lanes`."""
     byte = ir.IntType(8)  # one register of numbers, for up to 64 lanes
