@@ -27,11 +27,11 @@ from .optional import array_or_empty, mask_or_empty
 from .registers import LINE_LANES, origin_of
 from .runs import is_streamed
 from .strips import (
-    add_row_sums,
     apply_mixed_strip,
     apply_strip,
     grads_strip,
     inputs_of,
+    mend,
     mixed_grads_strip,
     set_shifts,
     strip_grad_sums,
@@ -47,8 +47,9 @@ STRIP_MOST = 1024
 SHIFT_ROWS = 8
 """The first shift of a column is near the mean of this many of its elements."""
 
-SUMS, SHIFT, FLAG = 0, 3, 4
-"""Rows of a thread's memory: up to three sums of each column, its shift, whether it is wide."""
+SUMS, PART, SHIFT, SCALE, FLAG, COUNTS = 0, 3, 6, 7, 8, 9
+"""Rows of a thread's memory: up to three sums of each column, of part of the rows too, its shift
+and rstd, whether it is wide, whether it counts."""
 
 
 @inline
@@ -71,7 +72,7 @@ def strip_bounds(k, width, m, c):
 @inline
 def strip_memory(threads, width):
     """Sums, shifts and flags of the columns of a strip, for every thread."""
-    return np.zeros((threads, FLAG + 1, width + LINE_LANES))
+    return np.zeros((threads, COUNTS + 1, width + LINE_LANES))
 
 
 @inline
@@ -205,20 +206,34 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, b
 
 
 @inline
-def settle_backward(
-    inverses, at, masks, masked, sums, shifts, wide, kept, narrow, exact, pitch, width, m, centre
-):  # fmt: skip
-    """Coefficients of the columns of a strip, and whether they count."""
+def given_columns(means, inverses, masks, masked, at, shifts, scales, counts, width, centre):
+    """Means, rstd and whether they count of the columns of a strip."""
     for j in range(width):
-        counts = masks[at + j] != 0 if masked else True
-        mean, g = (shifts[j], sums[j]) if centre and counts else (0.0, 0.0)
-        # With what the rounding of the mean left over.
-        rest = sums[2 * pitch + j] / m if centre and counts else 0.0
-        through_x = sums[pitch + j] - rest * g if counts else 0.0
-        inverse = inverses[at + j] if counts else 0.0
-        kind = put_gradient(narrow, exact, pitch, j, mean, rest, inverse, g / m, through_x / m, m)
+        shifts[j] = means[at + j] if centre else 0.0
+        scales[j] = inverses[at + j]
+        counts[j] = 0.0 if masked and masks[at + j] == 0 else 1.0
+
+
+@inline
+def settle_backward(x, columns, sums, wide, narrow, exact, kept, pitch, width, m, centre):
+    """Coefficients of the columns of a strip; their sums of x - mean become what means are off."""
+    shifts, scales, counts = columns
+    for j in range(width):
+        kept[j] = counts[j]
+        mean, g, through_x = shifts[j], sums[j], sums[pitch + j]
+        rest, rstd = sums[2 * pitch + j] / m, scales[j]
+        if counts[j] == 0.0:
+            mean, g, through_x, rest, rstd = 0.0, 0.0, 0.0, 0.0, 0.0
+        if not centre:
+            g, rest = 0.0, 0.0
+        origin, left = mean, rest
+        if x.itemsize == 2:
+            origin = origin_of(x, mean)
+            left = mean - origin
+        sums[2 * pitch + j] = rest * rstd
+        through_x = (through_x - rest * g) / m
+        kind = put_gradient(narrow, exact, pitch, j, origin, left, rstd, g / m, through_x, m)
         wide[j] = np.float64(kind == WIDE)
-        kept[j] = 1.0 if counts else 0.0
 
 
 @block
@@ -238,7 +253,9 @@ def backward_share(
     inputs = by, of, memory(addend), addend.size > 0, weights
     a, e, flags = memory(narrow), memory(exact), memory(kept)
     sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
+    part, scales, counts = memory(work[PART]), memory(work[SCALE]), memory(work[COUNTS])
     means, inverses, masks = memory(mean), memory(rstd), memory(mask)
+    given, offs = (shifts, scales, counts), memory(work[2])
     for u in range(begin, end):
         unit = u * 2 * m
         for j in range(unit, unit + 2 * m):
@@ -247,18 +264,21 @@ def backward_share(
         for k in range(low, high):
             bi, column, columns, start = strip_bounds(k, width, m, c)
             at = bi * c + column
-            for j in range(columns):
-                shifts[j] = origin_of(of, means[at + j]) if centre else 0.0
-            strip_grad_sums(sums, pitch, by, of, weights, start, m, c, columns, shifts)
-            settle_backward(
-                inverses, at, masks, masked, sums, shifts, wide, flags, a, e, pitch, columns, m,
-                centre
-            )  # fmt: skip
-            add_row_sums(parts, unit, m, by, of, start, c, columns, e, flags, pitch)
+            given_columns(
+                means, inverses, masks, masked, at, shifts, scales, counts, columns, centre
+            )
+            strip_grad_sums(
+                sums, part, pitch, parts, unit, m, by, of, weights, start, c, columns, given, masked
+            )
+            settle_backward(of, given, sums, wide, a, e, flags, pitch, columns, m, centre)
+            if of.itemsize == 8 and centre:
+                mend(parts, unit, m, by, start, c, columns, offs, counts)
             if is_mixed(wide, columns):
-                mixed_grads_strip(to, inputs, start, m, c, columns, a, e, wide, flags, pitch)
+                mixed_grads_strip(
+                    to, inputs, start, m, c, columns, a, e, wide, flags, masked, pitch
+                )
             else:
-                grads_strip(to, inputs, start, m, c, columns, a, flags, pitch, streaming)
+                grads_strip(to, inputs, start, m, c, columns, a, flags, masked, pitch, streaming)
 
 
 @kernel

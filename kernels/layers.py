@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from .coefficients import EMPTY, HIGH, LOW, NARROW, SCALE, WIDE
-from .intrinsics import cast, compute_dtype, memory, muladd
+from .intrinsics import cast, compute_dtype, first, memory, muladd
 from .jit import block, inline
-from .registers import LINE_LANES
+from .registers import LINE_LANES, take
 
-# dx = ((dy * weight - g_high) - (x - high) * slope) * scale + left, g being dy * weight and `left`
-# what the low parts of both means come to.
-SLOPE, G_HIGH, LEFT = 3, 4, 5
+# dx = ((dy * weight + g) + (x - high) * slope) * scale + left: g is the mean of dy * weight with
+# the other sign, `left` what the low parts of both means come to.
+SLOPE, MINUS_G, LEFT = 3, 4, 5
 
 COEFFICIENTS = 6
 """Rows of coefficients."""
@@ -66,11 +66,11 @@ def _put_mean(a, pitch, j, mean, rest, rstd):
 
 @inline
 def _put_slope(a, pitch, j, g, slope):
-    a[G_HIGH * pitch + j] = g
-    low = g - a[G_HIGH * pitch + j]
+    a[MINUS_G * pitch + j] = -g
+    low = -g - a[MINUS_G * pitch + j]
     a[SLOPE * pitch + j] = slope
-    # a's low part of the mean, which is in a already
-    a[LEFT * pitch + j] = (a[LOW * pitch + j] * slope - low) * a[SCALE * pitch + j]
+    # The low part of the mean is in `a` already.
+    a[LEFT * pitch + j] = (low - a[LOW * pitch + j] * slope) * a[SCALE * pitch + j]
 
 
 @inline
@@ -87,7 +87,7 @@ def put_coefficients(narrow, exact, pitch, j, mean, rest, rstd):
 @inline
 def put_gradient(narrow, exact, pitch, j, mean, rest, rstd, g, through_x, count):
     """`put_coefficients` with those of dx, from the means of g and of g * (x - mean - rest)."""
-    slope = rstd * rstd * through_x
+    slope = -(rstd * rstd * through_x)
     kind = put_coefficients(narrow, exact, pitch, j, mean, rest, rstd)
     _put_slope(narrow, pitch, j, g, slope)
     _put_slope(exact, pitch, j, g, slope)
@@ -98,9 +98,29 @@ def put_gradient(narrow, exact, pitch, j, mean, rest, rstd, g, through_x, count)
 @inline
 def gradient(h, w, v, coefficients):
     """The dx of the lanes h of dy and v of x, in the dtype of the coefficients."""
-    high, scale, slope, g_high, left = coefficients
-    through_g = muladd(h, w, 0.0 - g_high)
-    return muladd(muladd(high - cast(v, high), slope, through_g), scale, left)
+    high, scale, slope, minus_g, left = coefficients
+    return muladd(muladd(cast(v, high) - high, slope, muladd(h, w, minus_g)), scale, left)
+
+
+@inline
+def deviations(dy, x, i, k, mean, like):
+    """k elements from i on of dy and of x - mean."""
+    h, deviation = take(dy, i, k, like), take(x, i, k, like) - mean
+    return h, deviation if k == like.lanes else first(deviation, k)
+
+
+@inline
+def add_terms(sums, terms, h, deviation, w, rstd, x):
+    """Add elements of dy and x - mean to the sums of a backward.
+
+    Those of their statistics, of g = dy * weight, g * (x - mean) and, of doubles, x - mean, which
+    says what the mean is off by; those of their weights and biases.
+    """
+    g, through_x, rest = sums
+    term = h * deviation
+    rest = rest + deviation if x.itemsize == 8 else rest
+    sums = muladd(h, w, g), muladd(term, w, through_x), rest
+    return sums, (muladd(term, rstd, terms[0]), terms[1] + h)
 
 
 @inline

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from .coefficients import WIDE
 from .columns import add_to
-from .intrinsics import LINE_BYTES, first, load_as, muladd, prefetch_as, store, where
+from .intrinsics import LINE_BYTES, first, load_as, prefetch_as, store, where
 from .jit import inline
-from .layers import gradient
+from .layers import add_terms, deviations, gradient
 from .registers import get, register_zeros, sum_lanes, sum_zeros, take
 from .runs import put
 from .weighted import (
@@ -32,27 +32,10 @@ SUMS = 3
 
 
 @inline
-def _taken(dy, x, i, k, mean, like):
-    """k elements of dy and of x - mean."""
-    h, deviation = take(dy, i, k, like), take(x, i, k, like) - mean
-    return h, deviation if k == like.lanes else first(deviation, k)
-
-
-@inline
-def _add(sums, terms, h, deviation, w, rstd, x):
-    """Add elements to the sums of their row and to the terms of their columns."""
-    g, through_x, rest = sums
-    term = h * deviation
-    rest = rest + deviation if x.itemsize == 8 else rest
-    sums = muladd(h, w, g), muladd(term, w, through_x), rest
-    return sums, (muladd(term, rstd, terms[0]), terms[1] + h)
-
-
-@inline
 def _add_row(sums, terms, dy, x, i, k, by, w):
     mean, rstd = by
-    h, deviation = _taken(dy, x, i, k, mean, w)
-    return _add(sums, terms, h, deviation, w, rstd, x)
+    h, deviation = deviations(dy, x, i, k, mean, w)
+    return add_terms(sums, terms, h, deviation, w, rstd, x)
 
 
 @inline
@@ -105,12 +88,12 @@ def sum_rows(found, parts, at, dy, x, w, by, i, m):
 @inline
 def _add_kept(sums, parts, to, m, dy, x, w, flags, masked, i, k, j, by):
     none, (mean, rstd) = sums[0], by
-    h, deviation = _taken(dy, x, i + j, k, mean, none)
+    h, deviation = deviations(dy, x, i + j, k, mean, none)
     if masked:
         kept, zero = take(flags, j, k, none), first(none, 0)
         h, deviation = where(kept, h, zero), where(kept, deviation, zero)
     terms, weights = (first(none, 0), first(none, 0)), take(w, j, k, none)
-    sums, terms = _add(sums, terms, h, deviation, weights, rstd, x)
+    sums, terms = add_terms(sums, terms, h, deviation, weights, rstd, x)
     add_to(parts, to + j, k, terms[0])
     add_to(parts, to + m + j, k, terms[1])
     return sums

@@ -19,6 +19,7 @@ from .intrinsics import (
     muladd,
     prefetch_as,
     splat,
+    store,
     store_part,
     stream,
     where,
@@ -35,7 +36,7 @@ from .registers import (
     sum_zeros,
     take,
 )
-from .runs import head, put
+from .runs import gap, head, put
 from .weighted import (
     TOGETHER,
     flag_row,
@@ -103,7 +104,7 @@ def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, 
         v, h = take(x, i, k, weights), take(dy, i, k, weights)
         value = gradient(h, weights, v, coefficients)
         high, low, scale = forward_scalars(columns, TOGETHER, slot + r)
-        term, g = ((v - high) - low) * scale, h
+        term, g = muladd(v - high, scale, low), h
         if masked:
             flag = get(flags, (slot + r) * m + j, k, like)
             value = where(flag, value, first(value, 0))
@@ -142,29 +143,37 @@ def grads_strips(
 
 
 @inline
-def grads_rows(dx, lines, parts, at, inputs, kept, start, rows, m, a, streaming):
+def grads_rows(dx, lines, waits, parts, at, inputs, kept, start, rows, m, a, streaming, goes_on):
     """Set some rows of dx, plus addend, and add their terms to their unit's sums.
 
     Streamed rows that begin in the middle of a line share that line with the row before: it is put
-    together in `lines` and stored whole. In two parts, it was first read from memory.
+    together in `lines` and stored whole. In two parts, it was first read from memory. The last one
+    waits for the rows behind, if there are any.
     """
     like, strip, line = line_zeros(dx), sum_zeros(dx), LINE_BYTES // dx.itemsize
-    lead = head(dx, start, m, streaming)
-    shared, rest, whole = lead > 0 and rows > 1, line - lead, one_line(dx)
-    last = m - rest if shared else m
+    lead, rest = head(dx, start, m, streaming), line - gap(dx, start)
+    shared, begun, whole = lead > 0, waits[0] != 0.0, one_line(dx)
+    waits[0] = 1.0 if shared and goes_on else 0.0
+    if begun and not shared:
+        store_part(dx, start - rest, rest, load_part_as(lines, 0, rest, whole))
+    last = m
     if shared:
+        last = m - rest
         grads_strips(
             lines, rest, line, parts, at, m, inputs, kept, start, rows, 0, lead, a, False, like
         )
         grads_strips(
             lines, line, line, parts, at, m, inputs, kept, start, rows, last, m, a, False, like
         )
-        store_part(dx, start, lead, load_part_as(lines, rest, lead, whole))
-        for r in range(1, rows):
+        if not begun:
+            store_part(dx, start, lead, load_part_as(lines, rest, lead, whole))
+        for r in range(0 if begun else 1, rows):
             stream(dx, start + r * m - rest, load_as(lines, r * line, whole))
-        store_part(dx, start + rows * m - rest, rest, load_as(lines, rows * line, whole))
-    elif lead > 0:
-        grads_strips(dx, start, m, parts, at, m, inputs, kept, start, rows, 0, lead, a, False, like)
+        behind = load_as(lines, rows * line, whole)
+        if goes_on:
+            store(lines, 0, behind)
+        else:
+            store_part(dx, start + rows * m - rest, rest, behind)
     j = lead + (last - lead) // strip.lanes * strip.lanes
     grads_strips(
         dx, start + lead, m, parts, at, m, inputs, kept, start, rows, lead, j, a, streaming, strip
@@ -182,7 +191,7 @@ def half_group(dx, parts, at, inputs, statistics, mask, memories, place, m, stre
     Returns how many rows were taken.
     """
     dy, x, addend, fused, w, v = inputs
-    (narrow, exact, kinds, _, lines), (row, end, _, _) = memories, place
+    (narrow, exact, kinds, waits, lines), (row, end, _, last) = memories, place
     masks, masked, q, flags = mask
     together, wide = rows_together(x.itemsize, m), False
     rows, ahead = min(together, end - row), together * m
@@ -196,19 +205,16 @@ def half_group(dx, parts, at, inputs, statistics, mask, memories, place, m, stre
         sums = g, through_x, 0.0
         kinds[k], _ = put_gradients((narrow, exact), TOGETHER, k, x, statistics, i, sums, count)
         wide = wide or kinds[k] == WIDE
-    kept, given, precise = (
-        (flags, masked, ahead),
-        (dy, x, addend, fused, w),
-        (dy, x, addend, fused, v),
-    )
-    if not wide:
-        c = narrow, 0
-        grads_rows(dx, lines, parts, at, given, kept, row * m, rows, m, c, streaming)
-        return rows
-    for k in range(rows):
-        start, c, d = (row + k) * m, (narrow, k), (exact, k)
+    each = 1 if wide else rows
+    for k in range(0, rows, each):
+        start, kept = (row + k) * m, (flags, masked, ahead)
         if kinds[k] == WIDE:
-            grads_rows(dx, lines, parts, at, precise, kept, start, 1, m, d, False)
+            given, c = (dy, x, addend, fused, v), (exact, k)
+            grads_rows(dx, lines, waits, parts, at, given, kept, start, 1, m, c, False, False)
         else:
-            grads_rows(dx, lines, parts, at, given, kept, start, 1, m, c, False)
+            given, c = (dy, x, addend, fused, w), (narrow, k)
+            grads_rows(
+                dx, lines, waits, parts, at, given, kept, start, each, m, c,
+                streaming and not wide, row + rows < last
+            )  # fmt: skip
     return rows

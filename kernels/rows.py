@@ -223,7 +223,7 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     units = row_units(r)
     partial = np.empty((units, 2, m))
     narrow, exact = gradient_memory(threads, x), gradient_memory(threads, rstd)
-    sums = np.empty((threads, 2, 4 * TOGETHER))
+    sums = np.zeros((threads, 2, 4 * TOGETHER))
     lines = line_memory(threads, TOGETHER + 1, x)
     flags = flag_memory(threads, TOGETHER, masks, m, x)
     for t in prange(threads):

@@ -34,7 +34,7 @@ from .intrinsics import (
     where,
 )
 from .jit import inline
-from .layers import G_HIGH, LEFT, SLOPE, put_coefficients, put_gradient
+from .layers import LEFT, MINUS_G, SLOPE, put_coefficients, put_gradient
 from .registers import (
     block_length,
     folded,
@@ -162,6 +162,8 @@ def put_gradients(columns, pitch, k, x, statistics, i, sums, count):
     left, g = (left, g) if centre else (0.0, 0.0)
     through_x = (through_x - left * g) / count
     kind = put_gradient(narrow, exact, pitch, k, origin, left, rstd, g / count, through_x, count)
+    if x.itemsize == 2:
+        _put_half_mean(narrow, exact, pitch, k, origin, left, rstd)
     return kind, left * rstd
 
 
@@ -172,9 +174,15 @@ def gradient_scalars(a, pitch, j):
         a[HIGH * pitch + j],
         a[SCALE * pitch + j],
         a[SLOPE * pitch + j],
-        a[G_HIGH * pitch + j],
+        a[MINUS_G * pitch + j],
         a[LEFT * pitch + j],
     )
+
+
+@inline
+def _put_half_mean(narrow, exact, pitch, j, shift, rest, rstd):
+    narrow[HIGH * pitch + j] = exact[HIGH * pitch + j] = shift
+    narrow[LOW * pitch + j] = exact[LOW * pitch + j] = -rest * rstd
 
 
 @inline
@@ -186,8 +194,7 @@ def put_row(narrow, exact, pitch, j, x, shift, rest, rstd):
     """
     kind = put_coefficients(narrow, exact, pitch, j, shift, rest, rstd)
     if x.itemsize == 2:
-        narrow[HIGH * pitch + j] = exact[HIGH * pitch + j] = shift
-        narrow[LOW * pitch + j] = exact[LOW * pitch + j] = -rest * rstd
+        _put_half_mean(narrow, exact, pitch, j, shift, rest, rstd)
     return kind
 
 
