@@ -12,20 +12,18 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .coefficients import WIDE, inverse_deviation, is_bad_shift, squares
 from .intrinsics import LANES, compute_dtype, memory
 from .jit import block, inline, kernel, slab
 from .layers import (
     add_units,
     coefficient_memory,
     parameter,
-    put_coefficients,
-    put_gradient,
     strip_units,
 )
 from .optional import array_or_empty, mask_or_empty
-from .registers import LINE_LANES, origin_of
+from .registers import LINE_LANES
 from .runs import is_streamed
+from .strip_settle import move_shifts, settle_backward, settle_forward, settle_given
 from .strips import (
     apply_mixed_strip,
     apply_strip,
@@ -85,33 +83,10 @@ def is_mixed(wide, width):
 
 
 @inline
-def move_shifts(sums, shifts, x, pitch, width, m):
-    """Where digits were lost, the mean becomes the shift; returns whether there was one."""
-    moved = False
+def set_counts(counts, masks, masked, at, width):
+    """Whether the columns of a strip count."""
     for j in range(width):
-        if is_bad_shift(sums[j], sums[pitch + j], m, x.itemsize):
-            shifts[j] = origin_of(x, shifts[j] + sums[j] / m)
-            moved = True
-    return moved
-
-
-@inline
-def settle_forward(
-    means, inverses, at, masks, masked, sums, shifts, wide, narrow, exact, pitch, eps, width, m,
-    centre
-):  # fmt: skip
-    """Statistics and coefficients of the columns of a strip, from statistic `at` on."""
-    for j in range(width):
-        counts = masks[at + j] != 0 if masked else True
-        s1, s2 = sums[j], sums[pitch + j]
-        shift, rest = (shifts[j], s1 / m) if centre and counts else (0.0, 0.0)
-        m2 = squares(s1, s2, m) if centre else s2
-        inverse = inverse_deviation(m2 / m, eps) if counts else 0.0
-        inverses[at + j] = inverse
-        if centre:
-            means[at + j] = shift + rest
-        kind = put_coefficients(narrow, exact, pitch, j, shift, rest, inverse)
-        wide[j] = np.float64(kind == WIDE)
+        counts[j] = 0.0 if masked and masks[at + j] == 0 else 1.0
 
 
 @block
@@ -125,6 +100,7 @@ def forward_share(
     a, e, pitch = memory(narrow), memory(exact), work.shape[1]
     sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
     means, inverses, masks = memory(mean), memory(rstd), memory(mask)
+    counts, of_columns = memory(work[COUNTS]), (a, e, wide, pitch)
     for k in range(begin, end):
         bi, column, columns, start = strip_bounds(k, width, m, c)
         if centre:
@@ -132,10 +108,11 @@ def forward_share(
         strip_sums(sums, pitch, of, start, m, c, columns, shifts)
         if centre and move_shifts(sums, shifts, of, pitch, columns, m):
             strip_sums(sums, pitch, of, start, m, c, columns, shifts)
+        at = bi * c + column
+        set_counts(counts, masks, masked, at, columns)
         settle_forward(
-            means, inverses, bi * c + column, masks, masked, sums, shifts, wide, a, e, pitch, eps,
-            columns, m, centre
-        )  # fmt: skip
+            means, inverses, at, counts, masked, sums, shifts, of_columns, eps, columns, m, centre
+        )
         if is_mixed(wide, columns):
             apply_mixed_strip(to, None, inputs, start, m, c, columns, a, e, wide, pitch, activation)
         else:
@@ -175,10 +152,7 @@ def slope_share(
     for k in range(begin, end):
         bi, column, columns, start = strip_bounds(k, width, m, c)
         at = bi * c + column
-        for j in range(columns):
-            centred = means[at + j] if centre else 0.0
-            kind = put_coefficients(a, e, pitch, j, centred, 0.0, inverses[at + j])
-            wide[j] = np.float64(kind == WIDE)
+        settle_given(means, inverses, at, (a, e, wide, pitch), columns, centre)
         if is_mixed(wide, columns):
             apply_mixed_strip(to, by, inputs, start, m, c, columns, a, e, wide, pitch, activation)
         else:
@@ -206,34 +180,11 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, b
 
 
 @inline
-def given_columns(means, inverses, masks, masked, at, shifts, scales, counts, width, centre):
-    """Means, rstd and whether they count of the columns of a strip."""
+def given_columns(means, inverses, at, shifts, scales, width, centre):
+    """Means and rstd of the columns of a strip."""
     for j in range(width):
         shifts[j] = means[at + j] if centre else 0.0
         scales[j] = inverses[at + j]
-        counts[j] = 0.0 if masked and masks[at + j] == 0 else 1.0
-
-
-@inline
-def settle_backward(x, columns, sums, wide, narrow, exact, kept, pitch, width, m, centre):
-    """Coefficients of the columns of a strip; their sums of x - mean become what means are off."""
-    shifts, scales, counts = columns
-    for j in range(width):
-        kept[j] = counts[j]
-        mean, g, through_x = shifts[j], sums[j], sums[pitch + j]
-        rest, rstd = sums[2 * pitch + j] / m, scales[j]
-        if counts[j] == 0.0:
-            mean, g, through_x, rest, rstd = 0.0, 0.0, 0.0, 0.0, 0.0
-        if not centre:
-            g, rest = 0.0, 0.0
-        origin, left = mean, rest
-        if x.itemsize == 2:
-            origin = origin_of(x, mean)
-            left = mean - origin
-        sums[2 * pitch + j] = rest * rstd
-        through_x = (through_x - rest * g) / m
-        kind = put_gradient(narrow, exact, pitch, j, origin, left, rstd, g / m, through_x, m)
-        wide[j] = np.float64(kind == WIDE)
 
 
 @block
@@ -255,7 +206,7 @@ def backward_share(
     sums, shifts, wide = memory(work), memory(work[SHIFT]), memory(work[FLAG])
     part, scales, counts = memory(work[PART]), memory(work[SCALE]), memory(work[COUNTS])
     means, inverses, masks = memory(mean), memory(rstd), memory(mask)
-    given, offs = (shifts, scales, counts), memory(work[2])
+    given, offs, of_columns = (shifts, scales, counts), memory(work[2]), (a, e, wide, pitch)
     for u in range(begin, end):
         unit = u * 2 * m
         for j in range(unit, unit + 2 * m):
@@ -264,13 +215,12 @@ def backward_share(
         for k in range(low, high):
             bi, column, columns, start = strip_bounds(k, width, m, c)
             at = bi * c + column
-            given_columns(
-                means, inverses, masks, masked, at, shifts, scales, counts, columns, centre
-            )
+            set_counts(counts, masks, masked, at, columns)
+            given_columns(means, inverses, at, shifts, scales, columns, centre)
             strip_grad_sums(
                 sums, part, pitch, parts, unit, m, by, of, weights, start, c, columns, given, masked
             )
-            settle_backward(of, given, sums, wide, a, e, flags, pitch, columns, m, centre)
+            settle_backward(of, given, sums, flags, of_columns, columns, m, centre)
             if of.itemsize == 8 and centre:
                 mend(parts, unit, m, by, start, c, columns, offs, counts)
             if is_mixed(wide, columns):

@@ -32,7 +32,7 @@ every element of weight."""
 
 FEW_UNITS, LEAST_ROWS, MANY_ROWS = 16, 4, 64
 """Units of few rows: their sums take 32 bytes where a row of float32 takes 12. With 64 units of
-16 rows, the backward of (1024, 768) took 1.47 of Cython's time, with 16 of 64 UNITS_NUMBER. A strip
+16 rows, the backward of (1024, 768) took 1.47 of Cython's time, with 16 of 64 rows 1.13. A strip
 of columns has a sum for every row of it instead, and makes a unit alone."""
 
 
