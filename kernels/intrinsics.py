@@ -33,6 +33,7 @@ from .vectors import (
     lanes_below,
     narrowed,
     operands,
+    plain_bits,
     pointer_to,
     some_lanes,
     splatted,
@@ -215,21 +216,14 @@ def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        elements = narrowed(builder, y.dtype, args[2])
-        lanes = min(v.lanes, LINE_BYTES * 8 // y.dtype.bitwidth)
+        elements, width = narrowed(builder, y.dtype, args[2]), y.dtype.bitwidth // 8
+        lanes = min(v.lanes, LINE_BYTES // width)
+        one = builder.module.add_metadata([ir.Constant(INT32, 1)])
         for k in range(0, v.lanes, lanes):
             i = builder.add(args[1], ir.Constant(INT64, k))
             at = pointer_to(context, builder, y, args[0], i, lanes)
-            line = some_lanes(builder, elements, k, lanes)
-            if y.dtype == types.int16 and "+avx512fp16" in context.codegen().magic_tuple()[2]:
-                # LLVM takes it for float16 then, and has no store past the caches for vectors of
-                # that: of (32768, 1024), the backward took 1.8 of Cython's time.
-                identity = ir.FunctionType(line.type, [line.type])
-                line = builder.asm(identity, "", "=v,0", [line], False)
-            align = lanes * y.dtype.bitwidth // 8
-            instruction = builder.store(line, at, align=align)
-            one = builder.module.add_metadata([ir.Constant(INT32, 1)])
-            instruction.set_metadata("nontemporal", one)
+            line = plain_bits(context, builder, y.dtype, some_lanes(builder, elements, k, lanes))
+            builder.store(line, at, align=lanes * width).set_metadata("nontemporal", one)
         return context.get_dummy_value()
 
     return types.void(y, types.intp, v), codegen
