@@ -147,19 +147,19 @@ def settle_given(means, inverses, at, columns, width, centre):
 @inline
 def settle_backward(x, given, sums, kept, columns, width, m, centre):
     """Coefficients of dx; the columns' sums of x - mean become what their means are off by."""
-    none, (shifts, scales, counts), pitch = splat(0.0), given, columns[3]
+    none, (shifts, scales, counts), pitch, part = splat(0.0), given, columns[3], 1.0 / m
     for j in range(0, width, LANES):
         flags = load_as(counts, j, none)
         store(kept, j, cast(flags, kept))
         mean, g = where(flags, load_as(shifts, j, none), none), load_as(sums, j, none)
-        through_x, rest = load_as(sums, pitch + j, none), load_as(sums, 2 * pitch + j, none) / m
+        through_x, rest = load_as(sums, pitch + j, none), load_as(sums, 2 * pitch + j, none) * part
         rstd = where(flags, load_as(scales, j, none), none)
         if not centre:
             g, rest = none, none
         store(sums, 2 * pitch + j, rest * rstd)
-        through_x = (through_x - rest * g) / m
+        through_x = (through_x - rest * g) * part
         origin, left = mean, rest
         if x.itemsize == 2:
             origin = origins(x, mean)
             left = mean - origin
-        put_column_gradients(columns, j, origin, left, rstd, g / m, through_x, m)
+        put_column_gradients(columns, j, origin, left, rstd, g * part, through_x, m)

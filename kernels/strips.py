@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .activations import activated, activation_slope
 from .coefficients import HIGH, LOW, SCALE
-from .columns import column_sums, group_rows
+from .columns import column_sums
 from .intrinsics import (
     LANES,
     LINE_BYTES,
@@ -48,11 +48,11 @@ def set_shifts(shift, x, start, rows, c, width):
 
 
 @inline
-def strip_sums(totals, pitch, x, start, m, c, width, shift):
-    """Set the sums of x - shift and (x - shift)^2 of the columns."""
+def strip_sums(totals, pitch, x, start, m, c, width, shift, together):
+    """Set the sums of x - shift and (x - shift)^2 of the columns, `together` rows at a time."""
     for j in range(2 * pitch):
         totals[j] = 0.0
-    together, zero = group_rows(x, width, 1), sum_zeros(x)
+    zero = sum_zeros(x)
     whole, ahead = width // zero.lanes * zero.lanes, together * c
     for i in range(0, m, together):
         rows, at = min(together, m - i), start + i * c
@@ -75,19 +75,17 @@ def _add_row(sums, terms, dy, x, p, k, w, of, masked):
 
 
 @inline
-def _sums_at(totals, pitch, j, none):
-    return (
-        load_as(totals, j, none),
-        load_as(totals, pitch + j, none),
-        load_as(totals, 2 * pitch + j, none),
-    )
+def _sums_at(totals, pitch, j, none, x):
+    rest = load_as(totals, 2 * pitch + j, none) if x.itemsize == 8 else none
+    return load_as(totals, j, none), load_as(totals, pitch + j, none), rest
 
 
 @inline
-def _put_sums(totals, pitch, j, sums):
+def _put_sums(totals, pitch, j, sums, x):
     store(totals, j, sums[0])
     store(totals, pitch + j, sums[1])
-    store(totals, 2 * pitch + j, sums[2])
+    if x.itemsize == 8:
+        store(totals, 2 * pitch + j, sums[2])
 
 
 @inline
@@ -95,12 +93,12 @@ def _add_rows(totals, pitch, terms, dy, x, p, c, j, k, w, columns, masked):
     none = first(terms[0][0], 0)
     means, rstds, flags = columns
     of = take(means, j, k, none), take(rstds, j, k, none), take(flags, j, k, none)
-    sums = _sums_at(totals, pitch, j, none)
+    sums = _sums_at(totals, pitch, j, none, x)
     sums, a = _add_row(sums, terms[0], dy, x, p, k, w[0], of, masked)
     sums, b = _add_row(sums, terms[1], dy, x, p + c, k, w[1], of, masked)
     sums, d = _add_row(sums, terms[2], dy, x, p + 2 * c, k, w[2], of, masked)
     sums, e = _add_row(sums, terms[3], dy, x, p + 3 * c, k, w[3], of, masked)
-    _put_sums(totals, pitch, j, sums)
+    _put_sums(totals, pitch, j, sums, x)
     return a, b, d, e
 
 
@@ -138,9 +136,9 @@ def _sum_one(totals, pitch, parts, at, m, dy, x, w, start, c, width, columns, ma
     for j in range(0, width, none.lanes):
         k = min(none.lanes, width - j)
         of = take(means, j, k, none), take(rstds, j, k, none), take(flags, j, k, none)
-        sums = _sums_at(totals, pitch, j, none)
+        sums = _sums_at(totals, pitch, j, none, x)
         sums, terms = _add_row(sums, terms, dy, x, start + j, k, w, of, masked)
-        _put_sums(totals, pitch, j, sums)
+        _put_sums(totals, pitch, j, sums, x)
     _put_terms(parts, at, m, terms)
 
 
