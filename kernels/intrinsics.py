@@ -33,7 +33,9 @@ from .vectors import (
     lanes_below,
     narrowed,
     operands,
+    plain_bits,
     pointer_to,
+    some_lanes,
     splatted,
     stored,
     stored_name,
@@ -214,11 +216,14 @@ def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = pointer_to(context, builder, y, args[0], args[1], v.lanes)
-        align = min(LINE_BYTES, v.lanes * y.dtype.bitwidth // 8)
-        instruction = builder.store(narrowed(builder, y.dtype, args[2]), at, align=align)
+        elements, width = narrowed(builder, y.dtype, args[2]), y.dtype.bitwidth // 8
+        lanes = min(v.lanes, LINE_BYTES // width)
         one = builder.module.add_metadata([ir.Constant(INT32, 1)])
-        instruction.set_metadata("nontemporal", one)
+        for k in range(0, v.lanes, lanes):
+            i = builder.add(args[1], ir.Constant(INT64, k))
+            at = pointer_to(context, builder, y, args[0], i, lanes)
+            line = plain_bits(context, builder, y.dtype, some_lanes(builder, elements, k, lanes))
+            builder.store(line, at, align=lanes * width).set_metadata("nontemporal", one)
         return context.get_dummy_value()
 
     return types.void(y, types.intp, v), codegen

@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 
 from .intrinsics import LINE_BYTES, cast, first, load_as, load_part_as, muladd, where
 from .jit import inline
-from .vectors import INT32, LANES, Vector, lane_dtype, narrowed, widened
+from .vectors import INT32, LANES, Vector, lane_dtype, narrowed, some_lanes, widened
 
 LINE_LANES = LINE_BYTES // 2
 """Lanes of `line_zeros` of any dtype divide this."""
@@ -46,6 +46,12 @@ def sum_zeros(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def register_zeros(typingctx: Any, x: Any) -> Any:
+    """One register of zeros, as doubles."""
+    return _zeros(Vector(types.float64, REGISTER_BYTES // 8), x)
+
+
+@intrinsic
 def line_zeros(typingctx: Any, x: Any) -> Any:
     """Zeros for a cache line of x, but 16 at least, in what x is computed in."""
     lanes = max(LANES, LINE_BYTES * 8 // x.dtype.bitwidth)
@@ -58,13 +64,6 @@ def one_line(typingctx: Any, x: Any) -> Any:
     return _zeros(Vector(lane_dtype(x.dtype), LINE_BYTES * 8 // x.dtype.bitwidth), x)
 
 
-@intrinsic
-def row_zeros(typingctx: Any, x: Any) -> Any:
-    """Zeros for whole lines of x, in what x is computed in: as doubles they fill some registers."""
-    lanes = max(_several(types.float64).lanes, LINE_BYTES * 8 // x.dtype.bitwidth)
-    return _zeros(Vector(lane_dtype(x.dtype), lanes), x)
-
-
 @inline
 def get(x, i, k, like):
     """x[i] to x[i + k - 1] as the first of as many lanes as `like` has; the others are 0."""
@@ -75,59 +74,6 @@ def get(x, i, k, like):
 def take(x, i, k, like):
     """`get` in the dtype of `like`."""
     return cast(get(x, i, k, like), like)
-
-
-@intrinsic
-def _load_doubles(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = REGISTER_BYTES // 8
-        at = builder.gep(args[0], [args[1]])
-        # So that LLVM does not take them from where they lie as floats.
-        at = builder.asm(ir.FunctionType(at.type, [at.type]), "", "=r,0", [at], False)
-        parts = []
-        for k in range(0, like.lanes, lanes):
-            part = builder.gep(at, [ir.Constant(INT32, k)])
-            part = builder.bitcast(part, ir.VectorType(ir.FloatType(), lanes).as_pointer())
-            loaded = builder.load(part, align=4)
-            parts.append(builder.fpext(loaded, ir.VectorType(ir.DoubleType(), lanes)))
-        while len(parts) > 1:
-            lanes *= 2
-            numbers = [ir.Constant(INT32, lane) for lane in range(lanes)]
-            mask = ir.Constant(ir.VectorType(INT32, lanes), numbers)
-            parts = [
-                builder.shuffle_vector(low, high, mask)
-                for low, high in zip(parts[::2], parts[1::2], strict=True)
-            ]
-        return parts[0]
-
-    return Vector(types.float64, like.lanes)(x, types.intp, like), codegen
-
-
-def as_doubles(x: Any, i: Any, k: Any, v: Any) -> Any:
-    """The lanes v as doubles; k of them were loaded from x[i] on. For kernels.
-
-    Floats are loaded once more: converting half a register takes a shuffle first.
-    """
-    raise NotImplementedError("as_doubles works in compiled code")
-
-
-@overload(as_doubles, jit_options={"forceinline": True})
-def _as_doubles(x, i, k, v):  # type: ignore[no-untyped-def]  # Numba compares it
-    if x.dtype == types.float32 and v.dtype == types.float32:
-        return lambda x, i, k, v: _load_doubles(x, i, v) if k == v.lanes else cast(v, 0.0)
-    return lambda x, i, k, v: cast(v, 0.0)
-
-
-def summed_with(x: Any, narrow: Any, exact: Any) -> Any:
-    """`narrow`, what x is computed with, where x is summed in that; else `exact`. For kernels."""
-    raise NotImplementedError("summed_with works in compiled code")
-
-
-@overload(summed_with, jit_options={"forceinline": True})
-def _summed_with(x, narrow, exact):  # type: ignore[no-untyped-def]  # Numba compares it
-    if x.dtype.bitwidth == 16:
-        return lambda x, narrow, exact: narrow
-    return lambda x, narrow, exact: exact
 
 
 @intrinsic
@@ -212,14 +158,8 @@ def origin_of(x, value):
 def _folded(builder: Any, value: Any, lanes: int) -> Any:
     while value.type.count > lanes:
         width = value.type.count // 2
-        numbers = ir.VectorType(INT32, width)
-        low, high = (
-            ir.Constant(numbers, [ir.Constant(INT32, lane) for lane in half])
-            for half in (range(width), range(width, 2 * width))
-        )
-        value = builder.fadd(
-            builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high)
-        )
+        low, high = (some_lanes(builder, value, begin, width) for begin in (0, width))
+        value = builder.fadd(low, high)
     return value
 
 

@@ -1,51 +1,41 @@
 """Numba kernels of the rows family: a statistic is a row of m contiguous elements.
 
 Threads share the rows. A row is summed and then normalized while it lies in the cache; the sums
-ask for the rows after it meanwhile. Gradients are taken of a few rows together, column by column,
-so that their share of dweight and dbias stays in registers: backward of (32768, 1024) took 1.31 of
-Cython's time with a row at a time. Where mean is absent nothing is centred (RMS norm): the same
-code with a shift of 0.
+ask for the rows after it meanwhile. Gradients are taken of a few rows together. Where mean is
+absent nothing is centred (RMS norm): the same code with a shift of 0.
 
 `table` says what the arguments are, `normcore.reference` what is computed.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
 from .coefficients import EMPTY, WIDE
 from .intrinsics import LINE_BYTES, address, compute_dtype, memory
 from .jit import block, inline, kernel, slab
-from .layers import (
-    COEFFICIENTS,
-    LEAST_ROWS,
-    add_units,
-    coefficient_memory,
-    parameter,
-    put_gradient,
-    unit_count,
-)
+from .layers import COEFFICIENTS, add_units, coefficient_memory, parameter, row_units
 from .optional import array_or_empty, mask_or_empty
-from .registers import origin_of, summed_with
+from .registers import origin_of
+from .row_grads import float_group
+from .row_strips import half_group
 from .runs import is_streamed
 from .weighted import (
     TOGETHER,
     apply_row,
     flag_row,
     forward_scalars,
-    grads_rows,
     put_row,
-    row_grad_sums,
     row_statistics,
 )
 
 # A row is finished after the sums of the next one: neither then waits for the other's last
 # additions, divisions and the root. So coefficients and flags are those of two rows.
 TURNS = 2
-
-GROUP_BYTES = 2**18
-"""Rows whose gradients are taken together hold at most this much of each array."""
 
 
 @inline
@@ -181,68 +171,48 @@ def activation_grads(g, dy, x, residual, mean, rstd, weight, bias, activation, r
         )  # fmt: skip
 
 
-@inline
-def rows_together(itemsize, m):
-    """Rows whose sums are taken before their gradients: they still lie in the L2 cache then."""
-    return max(1, min(TOGETHER, GROUP_BYTES // (m * itemsize)))
+def gradients(
+    dx: Any, parts: Any, at: Any, inputs: Any, statistics: Any, mask: Any, memories: Any,
+    place: Any, m: Any, streaming: Any
+) -> Any:  # fmt: skip
+    """`float_group` or `half_group`, by what x is. For kernels."""
+    raise NotImplementedError("gradients works in compiled code")
+
+
+@overload(gradients, jit_options={"forceinline": True})
+def _gradients(  # type: ignore[no-untyped-def]  # Numba compares it with the lambda
+    dx, parts, at, inputs, statistics, mask, memories, place, m, streaming
+):
+    group = half_group if dx.dtype.bitwidth == 16 else float_group
+    return lambda dx, parts, at, inputs, statistics, mask, memories, place, m, streaming: group(
+        dx, parts, at, inputs, statistics, mask, memories, place, m, streaming
+    )
 
 
 @block
 def backward_share(
-    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, kinds, lines, flags, begin,
+    dx, partial, dy, x, addend, mask, mean, rstd, w, v, narrow, exact, sums, lines, flags, begin,
     end, r, m
 ):  # fmt: skip
     """dx of the rows of the units begin to end, and the sums of dweight and dbias.
 
     w is weight in the dtype that x is computed in, v in float64.
     """
-    streaming, centre = is_streamed(dx, x) and is_streamed(dx, dy), mean.size > 0
-    # Columns of rows that begin at different places of a line cannot all be stored to whole ones.
-    streaming = streaming and m * x.itemsize % LINE_BYTES == 0
-    masked, q, units = mask.size > 0, mask.size * m // x.size, partial.shape[0]
-    to, parts, by, of, fused = memory(dx), memory(partial), memory(dy), memory(x), addend.size > 0
-    more, masks, means, inverses = memory(addend), memory(mask), memory(mean), memory(rstd)
-    weights, precise, shared = memory(w), memory(v), memory(lines)
-    a, e, kind, flag = memory(narrow), memory(exact), memory(kinds), memory(flags)
-    summed, together = summed_with(of, weights, precise), rows_together(x.itemsize, m)
-    ahead = together * m
-    kept = flag, masked, ahead
-    inputs, exact_inputs = (by, of, more, fused, weights), (by, of, more, fused, precise)
+    streaming, units = is_streamed(dx, x) and is_streamed(dx, dy), partial.shape[0]
+    to, parts = memory(dx), memory(partial)
+    inputs = memory(dy), memory(x), memory(addend), addend.size > 0, memory(w), memory(v)
+    statistics = memory(mean), memory(rstd), mean.size > 0
+    kept = memory(mask), mask.size > 0, mask.size * m // x.size, memory(flags)
+    memories = memory(narrow), memory(exact), memory(sums[0]), memory(sums[1]), memory(lines)
+    first, last = slab(r, units, begin)[0], slab(r, units, end - 1)[1]
     for u in range(begin, end):
-        low, high = slab(r, units, u)
         at = u * 2 * m
         for j in range(at, at + 2 * m):
             parts[j] = 0.0
-        for row in range(low, high, together):
-            rows, wide = min(together, high - row), False
-            for k in range(rows):
-                i = row + k
-                centred = origin_of(of, means[i]) if centre else 0.0
-                count, _ = flag_row(flag, k * m, masks, i, q, m)
-                g, through_x, rest = row_grad_sums(
-                    by, of, summed, flag, k * m, masked, i * m, m, centred, ahead
-                )
-                count = max(count, 1)
-                # With what the rounding of the mean left over. Of halves it is known better than it
-                # is summed: in float32, which cost dweight of equal rows 4e-6.
-                left = means[i] - centred if centre and x.itemsize == 2 else rest / count
-                left = left if centre else 0.0
-                g = g if centre else 0.0
-                kind[k] = put_gradient(
-                    a, e, TOGETHER, k, centred, left, inverses[i], g / count,
-                    (through_x - left * g) / count, count
-                )  # fmt: skip
-                wide = wide or kind[k] == WIDE
-            if not wide:
-                c = a, e, 0
-                grads_rows(to, shared, parts, at, inputs, kept, row * m, rows, m, c, streaming)
-                continue
-            for k in range(rows):
-                start, c, d = (row + k) * m, (a, e, k), (e, e, k)
-                if kind[k] == WIDE:
-                    grads_rows(to, shared, parts, at, exact_inputs, kept, start, 1, m, d, False)
-                else:
-                    grads_rows(to, shared, parts, at, inputs, kept, start, 1, m, c, False)
+        row, high = slab(r, units, u)
+        while row < high:
+            place = row, high, row == first, last
+            row += gradients(to, parts, at, inputs, statistics, kept, memories, place, m, streaming)
 
 
 @kernel
@@ -250,16 +220,16 @@ def backward(dx, dweight, dbias, dy, x, addend, mask, mean, rstd, weight, r, m, 
     """Set dx (plus addend), dweight and dbias."""
     w, v = parameter(weight, 1.0, m, x), parameter(weight, 1.0, m, rstd)
     more, masks, means = array_or_empty(addend, x), mask_or_empty(mask), array_or_empty(mean, rstd)
-    units = unit_count(r, LEAST_ROWS)
+    units = row_units(r)
     partial = np.empty((units, 2, m))
     narrow, exact = gradient_memory(threads, x), gradient_memory(threads, rstd)
-    kinds = np.empty((threads, 2 * TOGETHER))
+    sums = np.zeros((threads, 2, 4 * TOGETHER))
     lines = line_memory(threads, TOGETHER + 1, x)
     flags = flag_memory(threads, TOGETHER, masks, m, x)
     for t in prange(threads):
         begin, end = slab(units, threads, t)
         backward_share(
-            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], kinds[t],
+            dx, partial, dy, x, more, masks, means, rstd, w, v, narrow[t], exact[t], sums[t],
             lines[t], flags[t], begin, end, r, m
         )  # fmt: skip
     for t in prange(threads):

@@ -19,7 +19,6 @@ from .coefficients import (
     is_bad_shift,
     squares,
 )
-from .columns import add_to
 from .intrinsics import (
     LANES,
     LINE_BYTES,
@@ -27,17 +26,15 @@ from .intrinsics import (
     first,
     first_lane,
     load_as,
-    load_part_as,
     muladd,
     prefetch_as,
     rounded,
     splat,
-    store_part,
     stream,
     where,
 )
-from .jit import block, inline
-from .layers import G_HIGH, G_LOW, SLOPE, gradient, put_coefficients
+from .jit import inline
+from .layers import LEFT, MINUS_G, SLOPE, put_coefficients, put_gradient
 from .registers import (
     block_length,
     folded,
@@ -45,12 +42,10 @@ from .registers import (
     line_zeros,
     one_line,
     origin_of,
-    row_zeros,
     sum_lanes,
     sum_zeros,
     take,
 )
-from .row_terms import add_term, no_terms, row_term, sums_of_terms
 from .runs import AHEAD_BYTES, head, put
 
 TOGETHER = 8
@@ -145,6 +140,52 @@ def row_statistics(x, addend, flags, masked, i, m, count, start, centre, eps):
 
 
 @inline
+def origin_in(statistics, x, i):
+    """What deviations of row i are taken from in a backward."""
+    means, _, centre = statistics
+    mean = means[i] if centre else 0.0
+    return origin_of(x, mean) if x.itemsize == 2 else mean
+
+
+@inline
+def put_gradients(columns, pitch, k, x, statistics, i, sums, count):
+    """Coefficients of dx of row i as number k, from its sums of g, g * (x - mean) and x - mean.
+
+    Returns the kind of the row, and how many standard deviations its origin was off the mean by.
+    """
+    (narrow, exact), (means, inverses, centre) = columns, statistics
+    g, through_x, rest = sums
+    origin, count, rstd = origin_in(statistics, x, i), max(count, 1), inverses[i]
+    # With what the rounding of the mean left over. Of halves it is known better than it is summed:
+    # in float32, which cost dweight of equal rows 4e-6.
+    left = means[i] - origin if centre and x.itemsize == 2 else rest / count
+    left, g = (left, g) if centre else (0.0, 0.0)
+    through_x = (through_x - left * g) / count
+    kind = put_gradient(narrow, exact, pitch, k, origin, left, rstd, g / count, through_x, count)
+    if x.itemsize == 2:
+        _put_half_mean(narrow, exact, pitch, k, origin, left, rstd)
+    return kind, left * rstd
+
+
+@inline
+def gradient_scalars(a, pitch, j):
+    """Coefficients of dx, as scalars that a loop can keep in registers."""
+    return (
+        a[HIGH * pitch + j],
+        a[SCALE * pitch + j],
+        a[SLOPE * pitch + j],
+        a[MINUS_G * pitch + j],
+        a[LEFT * pitch + j],
+    )
+
+
+@inline
+def _put_half_mean(narrow, exact, pitch, j, shift, rest, rstd):
+    narrow[HIGH * pitch + j] = exact[HIGH * pitch + j] = shift
+    narrow[LOW * pitch + j] = exact[LOW * pitch + j] = -rest * rstd
+
+
+@inline
 def put_row(narrow, exact, pitch, j, x, shift, rest, rstd):
     """`put_coefficients` of a row whose mean is shift + rest.
 
@@ -153,8 +194,7 @@ def put_row(narrow, exact, pitch, j, x, shift, rest, rstd):
     """
     kind = put_coefficients(narrow, exact, pitch, j, shift, rest, rstd)
     if x.itemsize == 2:
-        narrow[HIGH * pitch + j] = exact[HIGH * pitch + j] = shift
-        narrow[LOW * pitch + j] = exact[LOW * pitch + j] = -rest * rstd
+        _put_half_mean(narrow, exact, pitch, j, shift, rest, rstd)
     return kind
 
 
@@ -165,21 +205,17 @@ def forward_scalars(a, pitch, j):
 
 
 @inline
-def gradient_scalars(a, pitch, j):
-    """Coefficients of dx, as scalars that a loop can keep in registers."""
-    return (
-        a[HIGH * pitch + j],
-        a[LOW * pitch + j],
-        a[SCALE * pitch + j],
-        a[SLOPE * pitch + j],
-        a[G_HIGH * pitch + j],
-        a[G_LOW * pitch + j],
-    )
+def _finished(dy, z, i, k, activation):
+    if dy is None:
+        return activated(z, activation)
+    else:  # Numba drops the branch that the type excludes
+        return take(dy, i, k, z) * activation_slope(z, activation)
 
 
 @inline
-def apply_part(to, sums, at, dy, inputs, i, k, j, a, blank, activation, streaming, like):
-    """`apply_row` for k elements from j on, stored at to[at], and their total at sums[at]."""
+def apply_part(to, sums, at, i, k, j, streaming, like, work):
+    """y of k elements from j on, stored to to[at], and the total of x and addend to sums[at]."""
+    dy, inputs, a, blank, activation = work
     x, addend, residual, fused, w, b = inputs
     high, low, scale = a
     v = source(x, addend, i + j, k, like)
@@ -188,21 +224,15 @@ def apply_part(to, sums, at, dy, inputs, i, k, j, a, blank, activation, streamin
     z = muladd(x_hat, take(w, j, k, x_hat), take(b, j, k, x_hat))
     if fused:
         z = z + take(residual, i + j, k, z)
-    if dy is None:
-        z = activated(z, activation)
-    else:  # Numba drops the branch that the type excludes
-        z = take(dy, i + j, k, z) * activation_slope(z, activation)
+    z = _finished(dy, z, i + j, k, activation)
     if sums is not None:
         put(sums, at, k, v, streaming)
     put(to, at, k, z, streaming)
 
 
 @inline
-def apply_row(y, lines, ends, dy, total, inputs, i, m, a, blank, activation, streaming):
-    """Set a row of y = activation(z), z being x_hat * weight + bias + residual.
-
-    With dy, set the gradient before the activation, dy * slope(z). Where the row is `blank`, x
-    does not count. The total of x and addend is stored where there is one.
+def along_row(y, lines, ends, total, i, m, streaming, part, work):
+    """Set a row of y, and of total where there is one, `part` by part.
 
     A line that streamed rows share is put together in `lines` (of y and of total) and stored whole:
     in two parts, it is first read from memory, and (131072, 256) took 1.75 of the copy, and 1.24
@@ -217,133 +247,25 @@ def apply_row(y, lines, ends, dy, total, inputs, i, m, a, blank, activation, str
     if lead > 0:
         to, at = (lines[0], rest) if begun else (y, i)
         sums = lines[1] if begun else total
-        apply_part(to, sums, at, dy, inputs, i, lead, 0, a, blank, activation, False, like)
+        part(to, sums, at, i, lead, 0, False, like, work)
     if begun:
         stream(y, i - rest, load_as(lines[0], 0, whole))
         if total is not None:
             stream(total, i - rest, load_as(lines[1], 0, whole))
     for j in range(lead, stop, lanes):
-        at = i + j
-        apply_part(y, total, at, dy, inputs, i, lanes, j, a, blank, activation, streaming, like)
+        part(y, total, i + j, i, lanes, j, streaming, like, work)
     if stop < last:
-        k, at = last - stop, i + stop
-        apply_part(y, total, at, dy, inputs, i, k, stop, a, blank, activation, False, like)
+        part(y, total, i + stop, i, last - stop, stop, False, like, work)
     if kept:
-        apply_part(
-            lines[0], lines[1], 0, dy, inputs, i, rest, last, a, blank, activation, False, like
-        )
+        part(lines[0], lines[1], 0, i, rest, last, False, like, work)
 
 
 @inline
-def grad_sums_part(s1, s2, s3, dy, x, w, flags, f, masked, i, j, k, mean):
-    """Add k elements' g = dy * weight, g * (x - mean) and x - mean."""
-    g = take(dy, i + j, k, s1) * take(w, j, k, s1)
-    deviation = take(x, i + j, k, s1) - mean
-    if masked:
-        kept, zero = take(flags, f + j, k, s1), first(s1, 0)
-        g, deviation = where(kept, g, zero), where(kept, deviation, zero)
-    deviation = deviation if k == s1.lanes else first(deviation, k)
-    return s1 + g, muladd(g, deviation, s2), s3 + deviation
+def apply_row(y, lines, ends, dy, total, inputs, i, m, a, blank, activation, streaming):
+    """Set a row of y = activation(z), z being x_hat * weight + bias + residual.
 
-
-@inline
-def row_grad_sums(dy, x, w, flags, f, masked, i, m, mean, ahead):
-    """(sum of g = dy * weight, of g * (x - mean), of x - mean) of a row.
-
-    Asks for the x that is summed `ahead` elements later; `grads_part` asks for the dy.
+    With dy, set the gradient before the activation, dy * slope(z). Where the row is `blank`, x
+    does not count. The total of x and addend is stored where there is one.
     """
-    t1, t2, t3, zero = splat(0.0), splat(0.0), splat(0.0), sum_zeros(x)
-    whole, each = m // zero.lanes * zero.lanes, block_length(x, m, zero)
-    for begin in range(0, m, each):
-        s1, s2, s3, end = zero, zero, zero, min(begin + each, m)
-        for j in range(begin, min(end, whole), zero.lanes):
-            k = zero.lanes
-            prefetch_as(x, i + j + ahead, zero)
-            s1, s2, s3 = grad_sums_part(s1, s2, s3, dy, x, w, flags, f, masked, i, j, k, mean)
-        if end > whole:
-            j, k = whole, m - whole
-            s1, s2, s3 = grad_sums_part(s1, s2, s3, dy, x, w, flags, f, masked, i, j, k, mean)
-        t1, t2, t3 = t1 + folded(s1), t2 + folded(s2), t3 + folded(s3)
-    return sum_lanes(t1), sum_lanes(t2), sum_lanes(t3)
-
-
-@inline
-def grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, like):
-    """`grads_strip` for k elements from j on, of which as many are taken as `like` has lanes."""
-    dy, x, addend, fused, w = inputs
-    flags, masked, ahead = kept
-    columns, exact, slot = a
-    weights = get(w, j, k, like)
-    terms = no_terms(x, weights)
-    for r in range(rows):
-        coefficients = gradient_scalars(columns, TOGETHER, slot + r)
-        precise = exact[HIGH * TOGETHER + slot + r], exact[SCALE * TOGETHER + slot + r]
-        i = start + r * m + j
-        if k == like.lanes:
-            prefetch_as(dy, i + ahead, like)
-        v, h = take(x, i, k, weights), take(dy, i, k, weights)
-        value = gradient(h, weights, v, coefficients)
-        term, g = row_term(terms, (dy, x, i, k), h, v, coefficients, precise)
-        if masked:
-            flag = get(flags, (slot + r) * m + j, k, like)
-            value = where(flag, value, first(value, 0))
-            term, g = where(flag, term, first(term, 0)), where(flag, g, first(g, 0))
-        if fused:
-            value = value + take(addend, i, k, h)
-        put(dx, to + r * pitch, k, value, streaming)
-        terms = add_term(terms, term, g)
-    dweight, dbias = sums_of_terms(terms)
-    add_to(parts, at + j, k, dweight)
-    add_to(parts, at + m + j, k, dbias)
-
-
-@block
-def grads_strip(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, like):
-    """Set dx of k columns from j on, of rows `pitch` apart from dx[to] on.
-
-    Their sums for dweight and dbias stay in registers, and go to those of the unit at parts[at].
-    """
-    lanes = like.lanes
-    if k < lanes:
-        grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, k, a, False, like)
-    elif streaming:
-        grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, lanes, a, True, like)
-    else:
-        grads_part(dx, to, pitch, parts, at, m, inputs, kept, start, rows, j, lanes, a, False, like)
-
-
-@inline
-def grads_rows(dx, lines, parts, at, inputs, kept, start, rows, m, a, streaming):
-    """Set some rows of dx, plus addend, and add their terms to their unit's sums.
-
-    Streamed rows that begin in the middle of a line share that line with the row before: it is put
-    together in `lines` and stored whole. In two parts, it was first read from memory.
-    """
-    like, strip, line = line_zeros(dx), row_zeros(dx), LINE_BYTES // dx.itemsize
-    lead = head(dx, start, m, streaming)
-    shared, rest, whole = lead > 0 and rows > 1, line - lead, one_line(dx)
-    last = m - rest if shared else m
-    if shared:
-        grads_strip(
-            lines, rest, line, parts, at, m, inputs, kept, start, rows, 0, lead, a, False, like
-        )
-        grads_strip(
-            lines, line, line, parts, at, m, inputs, kept, start, rows, last, rest, a, False, like
-        )
-        store_part(dx, start, lead, load_part_as(lines, rest, lead, whole))
-        for r in range(1, rows):
-            stream(dx, start + r * m - rest, load_as(lines, r * line, whole))
-        store_part(dx, start + rows * m - rest, rest, load_as(lines, rows * line, whole))
-    elif lead > 0:
-        grads_strip(dx, start, m, parts, at, m, inputs, kept, start, rows, 0, lead, a, False, like)
-    stop = lead + (last - lead) // strip.lanes * strip.lanes
-    for j in range(lead, stop, strip.lanes):
-        k = strip.lanes
-        grads_strip(
-            dx, start + j, m, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, strip
-        )
-    for j in range(stop, last, like.lanes):
-        k = min(like.lanes, last - j)
-        grads_strip(
-            dx, start + j, m, parts, at, m, inputs, kept, start, rows, j, k, a, streaming, like
-        )
+    work = dy, inputs, a, blank, activation
+    along_row(y, lines, ends, total, i, m, streaming, apply_part, work)
