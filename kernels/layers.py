@@ -65,12 +65,18 @@ def _put_mean(a, pitch, j, mean, rest, rstd):
 
 
 @inline
+def put_left(a, pitch, j, g, low, slope):
+    """What the low part of the mean, which is high + low, and that of g add to dx."""
+    low_g = -g - a[MINUS_G * pitch + j]
+    a[LEFT * pitch + j] = (low_g - low * slope) * a[SCALE * pitch + j]
+
+
+@inline
 def _put_slope(a, pitch, j, g, slope):
     a[MINUS_G * pitch + j] = -g
-    low = -g - a[MINUS_G * pitch + j]
     a[SLOPE * pitch + j] = slope
     # The low part of the mean is in `a` already.
-    a[LEFT * pitch + j] = (low - a[LOW * pitch + j] * slope) * a[SCALE * pitch + j]
+    put_left(a, pitch, j, g, a[LOW * pitch + j], slope)
 
 
 @inline

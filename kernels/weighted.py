@@ -34,7 +34,7 @@ from .intrinsics import (
     where,
 )
 from .jit import inline
-from .layers import LEFT, MINUS_G, SLOPE, put_coefficients, put_gradient
+from .layers import LEFT, MINUS_G, SLOPE, put_coefficients, put_gradient, put_left
 from .registers import (
     block_length,
     folded,
@@ -164,6 +164,8 @@ def put_gradients(columns, pitch, k, x, statistics, i, sums, count):
     kind = put_gradient(narrow, exact, pitch, k, origin, left, rstd, g / count, through_x, count)
     if x.itemsize == 2:
         _put_half_mean(narrow, exact, pitch, k, origin, left, rstd)
+        put_left(narrow, pitch, k, g / count, left, exact[SLOPE * pitch + k])
+        put_left(exact, pitch, k, g / count, left, exact[SLOPE * pitch + k])
     return kind, left * rstd
 
 
