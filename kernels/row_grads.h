@@ -43,103 +43,55 @@ INLINE void NAME(row_mend)(const RowGrads *at, const Norm *row) {
             at->dweight[i] -= NAME(get)(dy + r * at->pitch + i) * off[r];
 }
 
-INLINE void NAME(dx_coefficients)(REAL *to, const Norm *row) {
-    const double values[5] = {row->hi, row->rstd, row->slope, row->mean_g_hi,
-                              (row->lo * row->slope - row->mean_g_lo) * row->rstd};
-    for (int c = 0; c < 5; c++)
-        to[c] = (REAL)values[c];
-}
-
-#define GRADIENT(STORED, KEPT)                                                                 \
-    (((KEPT(weight) * STORED(dy) - mean_hi) - (STORED(x) - hi) * slope) * rstd + left)
-#define ADDED(STORED, KEPT) (GRADIENT(STORED, KEPT) + STORED(addend))
-#define DX_ROW(VALUE)                                                                          \
-    if (*owed != NULL) {                                                                       \
-        SEAM(dx, VALUE, const VEC hi = JOINED(0); const VEC rstd = JOINED(1);                  \
-             const VEC slope = JOINED(2); const VEC mean_hi = JOINED(3);                       \
-             const VEC left = JOINED(4);)                                                      \
-        i = end;                                                                               \
-    } else {                                                                                   \
-        HEAD(dx, VALUE)                                                                        \
-    }                                                                                          \
-    if (stream)                                                                                \
-        LINES(dx, VALUE, if (!both) ASK(i))                                                    \
-    *owed = goes_on && i < len ? row : NULL;                                                   \
-    if (*owed == NULL)                                                                         \
-        REST(dx, VALUE)
-
 /* Row by row: strips of columns of all rows, with whatever else stood in their loop, took 1.28 of
-   the triad of (32768, 1024) and 1.50 of that of (131072, 256); this takes 1.24 and 1.42. What
-   *at->owed is, row_forward.h says of *owed. */
-KERNEL void NAME(dx_row)(const RowGrads *at, const Norm *row, ptrdiff_t r, int stream,
-                         int goes_on) {
+   the triad of (32768, 1024) and 1.50 of that of (131072, 256); this takes 1.24 and 1.42. */
+INLINE void NAME(dx_row)(const RowGrads *at, const Norm *row, ptrdiff_t r, int stream,
+                         const Shared *shared) {
     STORE *dx = (STORE *)at->dx + r * at->pitch;
     const STORE *dy = (const STORE *)at->dy + r * at->pitch;
     const STORE *x = (const STORE *)at->x + r * at->pitch;
-    const STORE *addend = (const STORE *)at->addend, *ahead = dy + NAME(grads_ahead)(at);
-    const REAL *weight = at->weight;
-    const ptrdiff_t len = at->len, end = line_head(dx, sizeof(STORE), len);
-    const Shared *shared = &APART;
-    const Norm **owed = at->owed;
-    const int both = NAME(asks_both)(at);
-    REAL past[5] = {0}, of[5];
-    if (*owed != NULL)
-        NAME(dx_coefficients)(past, *owed);
-    NAME(dx_coefficients)(of, row);
-    const REAL hi = of[0], rstd = of[1], slope = of[2], mean_hi = of[3], left = of[4];
-    ptrdiff_t i = 0;
-    if (addend == NULL) {
-        DX_ROW(GRADIENT)
-    } else {
-        addend += r * at->pitch;
-        DX_ROW(ADDED)
-    }
-}
-
-/* What the row before the first one left of itself. */
-KERNEL void NAME(dx_end)(const RowGrads *at) {
-    STORE *dx = (STORE *)at->dx;
-    const STORE *dy = (const STORE *)at->dy, *x = (const STORE *)at->x;
+    /* What the sums have asked for already lies in the cache. */
+    const STORE *ahead = NAME(asks_both)(at) ? dy : dy + NAME(grads_ahead)(at);
     const STORE *addend = (const STORE *)at->addend;
-    const REAL *weight = (const REAL *)at->weight + at->len;
-    REAL of[5];
-    NAME(dx_coefficients)(of, *at->owed);
-    const REAL hi = of[0], rstd = of[1], slope = of[2], mean_hi = of[3], left = of[4];
-    ptrdiff_t i = line_head(dx, sizeof(STORE), at->len) - LINE;
-    if (addend == NULL)
-        PART(dx, 0, GRADIENT)
-    else
-        PART(dx, 0, ADDED)
-    *at->owed = NULL;
-}
-
-#undef DX_ROW
+    const REAL *weight = at->weight;
+    const REAL hi = (REAL)row->hi, rstd = (REAL)row->rstd, slope = (REAL)row->slope;
+    const REAL mean_hi = (REAL)row->mean_g_hi;
+    const REAL left = (REAL)((row->lo * row->slope - row->mean_g_lo) * row->rstd);
+    const ptrdiff_t len = at->len;
+#define GRADIENT(STORED, KEPT)                                                                 \
+    (((KEPT(weight) * STORED(dy) - mean_hi) - (STORED(x) - hi) * slope) * rstd + left)
+#define ADDED(STORED, KEPT) (GRADIENT(STORED, KEPT) + STORED(addend))
+    if (addend == NULL) {
+        ALONG(dx, GRADIENT)
+        return;
+    }
+    addend += r * at->pitch;
+    ALONG(dx, ADDED)
 #undef ADDED
 #undef GRADIENT
+}
 
 /* dx, which may be dy, x or addend. */
 KERNEL void NAME(row_grads)(const RowGrads *at, const Norm *row) {
     const int stream = at->stream && at->len >= 4 * LINE;
-    int plain = 1, wide = 0;
-    for (ptrdiff_t r = 0; r < at->rows; r++) {
+    int wide = 0;
+    for (ptrdiff_t r = 0; r < at->rows; r++)
         wide |= row[r].wide;
-        /* As in rows_forward, no lines are shared with rows of NaN. */
-        plain &= row[r].slope - row[r].slope == 0.0 && row[r].mean_g_hi - row[r].mean_g_hi == 0.0 &&
-                 row[r].hi - row[r].hi == 0.0;
-    }
-    const int whole = stream && plain && !wide && at->pitch == at->len;
-    if (*at->owed != NULL && !whole)
-        NAME(dx_end)(at);
+    const int whole = stream && !wide && at->pitch == at->len;
+    share_lines(at, whole, (const STORE *)at->dx + at->rows * at->pitch);
     if (sizeof(REAL) == 8)
         NAME(row_mend)(at, row);
+    Shared shared = *at->shared;
     for (ptrdiff_t r = 0; r < at->rows; r++) {
-        if (row[r].wide)
+        if (row[r].wide) {
             NAME(wide_grads)(at, row + r, r);
-        else
-            NAME(dx_row)(at, row + r, r, stream,
-                         whole && (r + 1 < at->rows || at->shared->goes_on));
+            continue;
+        }
+        const uintptr_t end = (uintptr_t)((const STORE *)at->dx + (r + 1) * at->pitch);
+        shared.goes_on = r + 1 < at->rows ? whole && end % 64 != 0 : at->shared->goes_on;
+        NAME(dx_row)(at, row + r, r, stream, &shared);
+        shared.began = shared.goes_on;
     }
-    at->shared->goes_on = 0;
 }
 
 #endif

@@ -19,7 +19,6 @@ typedef struct {
     ptrdiff_t rows, len, pitch;
     int stream;
     Shared *shared; /* with the rows before and behind */
-    const Norm **owed; /* of floats and doubles instead: row_grads.h */
 } RowGrads;
 
 typedef struct {

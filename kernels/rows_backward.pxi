@@ -11,14 +11,6 @@ cdef struct Group:
     const char *x
 
 
-cdef struct Seam:
-    # What rows that are worked on one after the other share.
-    Shared shared
-    const Norm *owed
-    Norm[2][TOGETHER] rows
-    int turn
-
-
 cdef inline Group group_of(Job *job, int thread, Py_ssize_t i) noexcept nogil:
     # From row i on; through an activation, what `fill_buffers` makes of them.
     cdef Group group
@@ -80,11 +72,9 @@ cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
     cdef Py_ssize_t unit, i, end, rows
     cdef double *part
     cdef char[64] line
-    cdef Seam seam
-    seam.shared.line = line
-    seam.shared.goes_on = False
-    seam.owed = NULL
-    seam.turn = 0
+    cdef Shared shared
+    shared.line = line
+    shared.goes_on = False
     for unit in range(first, last):
         part = job.parts + unit * 2 * job.pitch
         memset(part, 0, 2 * job.pitch * sizeof(double))
@@ -93,13 +83,13 @@ cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
         while i < end:
             if job.mask == NULL:
                 rows = min(job.plan.together, end - i)
-                seam.shared.began = seam.shared.goes_on
-                seam.shared.goes_on = i + rows < end or unit + 1 < last
-                together_backward(job, thread, i, rows, part, &seam)
+                shared.began = shared.goes_on
+                shared.goes_on = i + rows < end or unit + 1 < last
+                together_backward(job, thread, i, rows, part, &shared)
                 i += rows
             else:
-                seam.shared.began = False
-                masked_backward(job, thread, i, part, &seam)
+                shared.began = False
+                masked_backward(job, thread, i, part, &shared)
                 i += 1
     if job.stream:
         stream_fence()
@@ -107,7 +97,7 @@ cdef void backward_units(Job *job, int thread, Py_ssize_t first, Py_ssize_t last
 
 cdef inline RowGrads grads_at(
     Job *job, Group *group, Py_ssize_t i, Py_ssize_t start, Py_ssize_t len, double *part,
-    Seam *seam
+    Shared *shared
 ) noexcept nogil:
     # From element `start` of row i, the first of the group, on.
     cdef RowGrads grads
@@ -126,21 +116,18 @@ cdef inline RowGrads grads_at(
     grads.len = len
     grads.pitch = group.pitch
     grads.stream = job.stream and job.plan.fused == NULL
-    grads.shared = &seam.shared
-    grads.owed = &seam.owed
+    grads.shared = shared
     return grads
 
 
 cdef void together_backward(
-    Job *job, int thread, Py_ssize_t i, Py_ssize_t rows, double *part, Seam *seam
+    Job *job, int thread, Py_ssize_t i, Py_ssize_t rows, double *part, Shared *shared
 ) noexcept nogil:
-    # The rows before stay, for the line that they share with these.
-    seam.turn = 1 - seam.turn
-    cdef Norm *row = seam.rows[seam.turn]
+    cdef Norm[TOGETHER] row
     cdef double[TOGETHER][3] sums
     cdef double[TOGETHER] mean
     cdef Group group = group_of(job, thread, i)
-    cdef RowGrads grads = grads_at(job, &group, i, 0, job.m, part, seam)
+    cdef RowGrads grads = grads_at(job, &group, i, 0, job.m, part, shared)
     cdef Py_ssize_t k
     memset(sums, 0, sizeof(sums))
     memset(mean, 0, sizeof(mean))
@@ -160,7 +147,7 @@ cdef void together_backward(
 
 
 cdef void masked_backward(
-    Job *job, int thread, Py_ssize_t i, double *part, Seam *seam
+    Job *job, int thread, Py_ssize_t i, double *part, Shared *shared
 ) noexcept nogil:
     # Run by run; dx of the elements between is addend or 0.
     cdef Norm row
@@ -175,15 +162,15 @@ cdef void masked_backward(
     start = end = 0
     memset(sums, 0, sizeof(sums))
     while next_run(job, i, &start, &end):
-        grads = grads_at(job, &group, i, start, end - start, part, seam)
+        grads = grads_at(job, &group, i, start, end - start, part, shared)
         group.rows.grad_sums(sums, &grads, &mean, job.rstd + i)
         count += end - start
     settle_backward(job, i, &row, sums[0][0], sums[0][1], sums[0][2], <double>count)
     start = end = 0
     while next_run(job, i, &start, &end):
         no_gradient(job, i, before, start)
-        grads = grads_at(job, &group, i, start, end - start, part, seam)
-        seam.shared.goes_on = False
+        grads = grads_at(job, &group, i, start, end - start, part, shared)
+        shared.goes_on = False
         group.rows.grads(&grads, &row)
         if job.plan.fused != NULL:
             empty_buffers(job, &group, i, 0, start, end - start)

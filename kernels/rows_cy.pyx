@@ -43,7 +43,6 @@ cdef extern from "row_fused_grads.h" nogil:
         Py_ssize_t rows, len, pitch
         bint stream
         Shared *shared
-        const Norm **owed
     ctypedef struct Rows:
         Py_ssize_t itemsize, computed
         double (*first_shift)(const void *x, Py_ssize_t len) noexcept nogil
