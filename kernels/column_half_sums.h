@@ -34,7 +34,7 @@ INLINE void NAME(half_sums)(float *sums, const STORE *x, ptrdiff_t cols, const f
     ALL_UNROLLED
     for (int i = 0; i < rows; i++) {
         if (K == 2)
-            NAME(load_two)(d, x + i * cols);
+            NAME(load_pair)(d, x + i * cols);
         else
             d[0] = LOAD(x + i * cols);
         for (int u = 0; u < K; u++) {
@@ -63,8 +63,8 @@ INLINE void NAME(half_grad_sums)(float *sums, const STORE *dy, const STORE *x, p
     ALL_UNROLLED
     for (int i = 0; i < rows; i++) {
         if (K == 2) {
-            NAME(load_two)(g, dy + i * cols);
-            NAME(load_two)(d, x + i * cols);
+            NAME(load_pair)(g, dy + i * cols);
+            NAME(load_pair)(d, x + i * cols);
         } else {
             g[0] = LOAD(dy + i * cols);
             d[0] = LOAD(x + i * cols);
@@ -84,16 +84,16 @@ INLINE void NAME(half_grad_sums)(float *sums, const STORE *dy, const STORE *x, p
     }
 }
 
-/* len doubles as floats, in the order of load_two. */
+/* len doubles as floats, in the order of load_pair. */
 INLINE void NAME(narrow)(float *to, const double *from, ptrdiff_t len) {
     const ptrdiff_t paired = len - len % LINE;
     for (ptrdiff_t j = 0; j < len; j++)
         to[j] = (float)from[j];
     for (ptrdiff_t j = 0; j < paired; j += 2 * FLOATS) {
-        vec_f32 two[2] = {load_f32(to + j), load_f32(to + j + FLOATS)};
-        NAME(sort)(two);
-        store_f32(to + j, two[0]);
-        store_f32(to + j + FLOATS, two[1]);
+        vec_f32 pair[2] = {load_f32(to + j), load_f32(to + j + FLOATS)};
+        NAME(sort)(pair);
+        store_f32(to + j, pair[0]);
+        store_f32(to + j + FLOATS, pair[1]);
     }
 }
 /* Floats added to doubles, which leaves 0. */
@@ -106,7 +106,7 @@ INLINE void NAME(move)(double *restrict to, float *restrict from, ptrdiff_t len,
         store_f32(from + j, (vec_f32){0});
     }
 }
-/* Doubles in the order of load_two added to others. */
+/* Doubles in the order of load_pair added to others. */
 INLINE void NAME(add_sorted)(double *restrict to, double *restrict from, ptrdiff_t len) {
     const ptrdiff_t paired = len - len % LINE;
     for (ptrdiff_t j = 0; j < paired; j += 2 * FLOATS)

@@ -1,4 +1,4 @@
-/* bfloat16 columns in pairs of vectors, the even ones and the odd ones (load_two in halves.h): a
+/* bfloat16 columns in pairs of vectors, the even ones and the odd ones (load_pair in halves.h): a
    part of columns.h. What is read needs no shuffle then, nor does what is stored: 1
    instruction instead of 2 for 16 elements, and 4 instead of 6. Inference of (65536, 256) takes 1.04
    of the copy and took 1.24, dx 1.06 of the triad and 1.25.
@@ -9,19 +9,19 @@
 /* Coefficients as they lie in a row, sorted. Of those that are NaN the lower half is 0, as that of
    what is read: no NaN then rounds to something else. */
 INLINE void NAME(sort_coefficients)(REAL *to, const REAL *packed, ptrdiff_t cols) {
-    VEC two[2];
+    VEC pair[2];
     for (ptrdiff_t j = 0; j < cols; j += 2 * FLOATS) {
-        two[0] = load_f32(packed + j);
-        two[1] = load_f32(packed + j + FLOATS);
-        NAME(sort)(two);
-        store_f32(to + j, quiet_bf16(two[0]));
-        store_f32(to + j + FLOATS, quiet_bf16(two[1]));
+        pair[0] = load_f32(packed + j);
+        pair[1] = load_f32(packed + j + FLOATS);
+        NAME(sort)(pair);
+        store_f32(to + j, quiet_bf16(pair[0]));
+        store_f32(to + j + FLOATS, quiet_bf16(pair[1]));
     }
 }
 
 /* The even ones and the odd ones of 2 * FLOATS elements, the latter from their second half. */
-#define EVEN(p) even_bf16(p)
-#define ODD(p) odd_bf16((p) - FLOATS)
+#define EVEN(p) first_of_pair_bf16(p)
+#define ODD(p) second_of_pair_bf16((p) - FLOATS)
 #define IN_PAIRS(OUT, SIZE, VALUE, ADVANCE)                                                    \
     if (block->cols % LINE == 0 && block->cols <= PAIRED && block->rows >= 8) {                \
         const ptrdiff_t cols = block->cols, begin = line_head(OUT, sizeof(STORE), cols);       \
@@ -40,9 +40,9 @@ INLINE void NAME(sort_coefficients)(REAL *to, const REAL *packed, ptrdiff_t cols
                     const VEC even = VALUE(EVEN, KEPT, i);                                     \
                     const VEC odd = VALUE(ODD, KEPT, i + FLOATS);                              \
                     if (stream)                                                                \
-                        stream_two_bf16(OUT + i, even, odd);                                   \
+                        stream_clean_pair_bf16(OUT + i, even, odd);                            \
                     else                                                                       \
-                        store_two_bf16(OUT + i, even, odd);                                    \
+                        store_clean_pair_bf16(OUT + i, even, odd);                             \
                 }                                                                              \
             }                                                                                  \
             if (r == block->rows)                                                              \

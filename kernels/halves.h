@@ -109,26 +109,30 @@ INLINE vec_f32 load_bf16(const store_t_bf16 *p) {
 /* The next 2 * FLOATS elements as two vectors. Of bfloat16 the even ones and the odd ones, which
    need no shuffle and no load each: an instruction, where load_bf16 has two. `sort` brings a pair
    of vectors into that order, `unsort` as many doubles back. */
-INLINE void load_two_f16(vec_f32 *two, const store_t_f16 *p) {
-    two[0] = load_f16(p);
-    two[1] = load_f16(p + FLOATS);
+INLINE void load_pair_f16(vec_f32 *pair, const store_t_f16 *p) {
+    pair[0] = load_f16(p);
+    pair[1] = load_f16(p + FLOATS);
 }
-INLINE void sort_f16(vec_f32 *two) { (void)two; }
+INLINE void sort_f16(vec_f32 *pair) { (void)pair; }
 INLINE void unsort_f16(double *sums) { (void)sums; }
 
 typedef uint32_t vec_u32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef vec_u32 loose_u32 __attribute__((aligned(2), may_alias));
 INLINE vec_f32 even_of(vec_u32 bits) { return (vec_f32)(bits << 16); }
 INLINE vec_f32 odd_of(vec_u32 bits) { return (vec_f32)(bits & 0xffff0000u); }
-INLINE vec_f32 even_bf16(const store_t_bf16 *p) { return even_of(*(const loose_u32 *)p); }
-INLINE vec_f32 odd_bf16(const store_t_bf16 *p) { return odd_of(*(const loose_u32 *)p); }
-INLINE void load_two_bf16(vec_f32 *two, const store_t_bf16 *p) {
+INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) {
+    return even_of(*(const loose_u32 *)p);
+}
+INLINE vec_f32 second_of_pair_bf16(const store_t_bf16 *p) {
+    return odd_of(*(const loose_u32 *)p);
+}
+INLINE void load_pair_bf16(vec_f32 *pair, const store_t_bf16 *p) {
     vec_u32 bits = *(const loose_u32 *)p;
 #if defined(__x86_64__)
     __asm__("" : "+v"(bits)); /* GCC would load them twice, across two lines */
 #endif
-    two[0] = even_of(bits);
-    two[1] = odd_of(bits);
+    pair[0] = even_of(bits);
+    pair[1] = odd_of(bits);
 }
 /* Rounded to nearest even, in the upper half of the bits: those that end in an odd half round up from
    the middle. The lower half of a NaN must be 0, or rounding could carry into its sign. */
@@ -145,10 +149,11 @@ INLINE vec_u32 rounded_bf16(vec_f32 v) {
 INLINE vec_u32 pair_bf16(vec_f32 even, vec_f32 odd) {
     return (rounded_bf16(even) >> 16) | (rounded_bf16(odd) & 0xffff0000u);
 }
-INLINE void store_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+/* Of lanes that are no NaN, or such as rounded_bf16 takes. */
+INLINE void store_clean_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
     *(loose_u32 *)p = pair_bf16(even, odd);
 }
-INLINE void stream_two_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
+INLINE void stream_clean_pair_bf16(store_t_bf16 *p, vec_f32 even, vec_f32 odd) {
     stream_f32((float *)p, (vec_f32)pair_bf16(even, odd));
 }
 /* A NaN without the lower half of its bits. */
@@ -156,21 +161,21 @@ INLINE vec_f32 quiet_bf16(vec_f32 v) {
     const vec_u32 bits = (vec_u32)v, is_nan = (vec_u32)(v != v);
     return (vec_f32)((bits & ~is_nan) | (((bits & 0xffff0000u) | 0x400000u) & is_nan));
 }
-INLINE void sort_bf16(vec_f32 *two) {
+INLINE void sort_bf16(vec_f32 *pair) {
 #if defined(__AVX512F__)
     const __m512i even =
         _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    const __m512 first = (__m512)two[0], second = (__m512)two[1];
-    two[0] = (vec_f32)_mm512_permutex2var_ps(first, even, second);
-    two[1] = (vec_f32)_mm512_permutex2var_ps(first, odd, second);
+    const __m512 first = (__m512)pair[0], second = (__m512)pair[1];
+    pair[0] = (vec_f32)_mm512_permutex2var_ps(first, even, second);
+    pair[1] = (vec_f32)_mm512_permutex2var_ps(first, odd, second);
 #else
     float all[2 * FLOATS];
-    store_f32(all, two[0]);
-    store_f32(all + FLOATS, two[1]);
+    store_f32(all, pair[0]);
+    store_f32(all + FLOATS, pair[1]);
     for (int i = 0; i < FLOATS; i++) {
-        two[0][i] = all[2 * i];
-        two[1][i] = all[2 * i + 1];
+        pair[0][i] = all[2 * i];
+        pair[1][i] = all[2 * i + 1];
     }
 #endif
 }
@@ -286,8 +291,6 @@ PLAIN_PAIRS(f64)
 PLAIN_PAIRS(f16)
 /* Inference in L2 took 2.1 ns for 16 elements, and takes 1.7 in pairs; (32, 64, 112, 112) took 1.48 of
    the copy and 2.3 of the triad, and 1.24 and 1.9 so. */
-INLINE vec_f32 first_of_pair_bf16(const store_t_bf16 *p) { return even_bf16(p); }
-INLINE vec_f32 second_of_pair_bf16(const store_t_bf16 *p) { return odd_bf16(p); }
 INLINE int has_nan(vec_f32 first, vec_f32 second) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)first, (__m512)second, _CMP_UNORD_Q) != 0;

@@ -65,18 +65,9 @@ def _put_mean(a, pitch, j, mean, rest, rstd):
 
 
 @inline
-def put_left(a, pitch, j, g, low, slope):
-    """What the low part of the mean, which is high + low, and that of g add to dx."""
-    low_g = -g - a[MINUS_G * pitch + j]
-    a[LEFT * pitch + j] = (low_g - low * slope) * a[SCALE * pitch + j]
-
-
-@inline
 def _put_slope(a, pitch, j, g, slope):
     a[MINUS_G * pitch + j] = -g
     a[SLOPE * pitch + j] = slope
-    # The low part of the mean is in `a` already.
-    put_left(a, pitch, j, g, a[LOW * pitch + j], slope)
 
 
 @inline
@@ -92,13 +83,23 @@ def put_coefficients(narrow, exact, pitch, j, mean, rest, rstd):
 
 @inline
 def put_gradient(narrow, exact, pitch, j, mean, rest, rstd, g, through_x, count):
-    """`put_coefficients` with those of dx, from the means of g and of g * (x - mean - rest)."""
+    """`put_coefficients` with those of dx, from the means of g and of g * (x - mean - rest).
+
+    All but LEFT, which `put_left` sets when it is known what is left of the mean.
+    """
     slope = -(rstd * rstd * through_x)
     kind = put_coefficients(narrow, exact, pitch, j, mean, rest, rstd)
     _put_slope(narrow, pitch, j, g, slope)
     _put_slope(exact, pitch, j, g, slope)
     wide = (abs(g) > 4e37) | (abs(slope) > 1e30) | (count < SHORT)
     return WIDE if wide & (narrow.itemsize == 4) else kind
+
+
+@inline
+def put_left(a, pitch, j, g, low, slope):
+    """What the low part of the mean, which is high + low, and that of g add to dx."""
+    low_g = -g - a[MINUS_G * pitch + j]
+    a[LEFT * pitch + j] = (low_g - low * slope) * a[SCALE * pitch + j]
 
 
 @inline

@@ -161,11 +161,14 @@ def put_gradients(columns, pitch, k, x, statistics, i, sums, count):
     left = means[i] - origin if centre and x.itemsize == 2 else rest / count
     left, g = (left, g) if centre else (0.0, 0.0)
     through_x = (through_x - left * g) / count
-    kind = put_gradient(narrow, exact, pitch, k, origin, left, rstd, g / count, through_x, count)
+    g = g / count
+    kind = put_gradient(narrow, exact, pitch, k, origin, left, rstd, g, through_x, count)
+    low, exact_low = narrow[LOW * pitch + k], exact[LOW * pitch + k]
     if x.itemsize == 2:
         _put_half_mean(narrow, exact, pitch, k, origin, left, rstd)
-        put_left(narrow, pitch, k, g / count, left, exact[SLOPE * pitch + k])
-        put_left(exact, pitch, k, g / count, left, exact[SLOPE * pitch + k])
+        low = exact_low = left
+    put_left(narrow, pitch, k, g, low, exact[SLOPE * pitch + k])
+    put_left(exact, pitch, k, g, exact_low, exact[SLOPE * pitch + k])
     return kind, left * rstd
 
 
