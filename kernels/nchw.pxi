@@ -8,6 +8,7 @@
 #   while they lie in its cache, so x comes from memory once;
 # * together, where what is read of a channel overflows one thread's cache: the threads share the
 #   units of one block of channels, and keep theirs in their caches until all have been summed;
+# * either way in turns (nchw_turns.pxi): one block is written while the next one is summed;
 # * by unit, where there are too few channels to share out evenly: all partial sums first, then all
 #   applies, each sweep shared out by units.
 #
@@ -40,28 +41,42 @@ cdef void block_sums(
         begin = end
 
 
-cdef void one_block(Job *job, Plan *plan, Py_ssize_t block, char *kept) noexcept nogil:
-    cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
-    cdef Py_ssize_t unit
-    cdef int sweep
-    cdef Ends ends = first_ends(job, plan, first, last, plan.units - 1)
+cdef void sum_block(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
     first_shifts(job, plan, first, last)
-    for sweep in range(2):
+    block_sums(job, plan, first, last, kept)
+
+
+cdef void settle_block(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
+    if bad_shifts(job, first, last):
         block_sums(job, plan, first, last, kept)
-        if sweep == 1 or not bad_shifts(job, first, last):
-            break
     job.settle(job, first // job.merged, last // job.merged)
-    if job.kind != NOTHING:
-        for unit in range(plan.units - 1, -1, -1):
-            unit_elementwise(job, plan, first, last, unit, kept, &ends)
+
+
+cdef void write_block(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
+    # The unit that was summed last is still in the nearest cache.
+    cdef Py_ssize_t unit
+    cdef Ends ends = ends_from(job, plan, first, last, plan.units - 1, -1)
+    for unit in range(plan.units - 1, -1, -1):
+        unit_elementwise(job, plan, first, last, unit, kept, &ends)
 
 
 cdef void block_share(
     Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, char *kept
 ) noexcept nogil:
-    cdef Py_ssize_t block
+    cdef Py_ssize_t block, begin, end
     for block in range(first, last):
-        one_block(job, plan, block, kept)
+        begin = block * plan.block
+        end = min(plan.c, begin + plan.block)
+        sum_block(job, plan, begin, end, kept)
+        settle_block(job, plan, begin, end, kept)
+        if job.kind != NOTHING:
+            write_block(job, plan, begin, end, kept)
     if job.stream:
         stream_fence()
 
@@ -69,27 +84,43 @@ cdef void block_share(
 # Together --------------------------------------------------------------------------------------
 
 
-cdef void team_block(
-    Job *job, Plan *plan, double *parts, Py_ssize_t block, int t, int team
+cdef struct Member:
+    # Of a team: whose part of a block's items is its own. An item is a unit of a strip.
+    double *parts            # of all items
+    int t, team
+
+
+cdef inline Py_ssize_t items_of(Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    return plan.units * ((last - first + plan.strip - 1) // plan.strip)
+
+
+cdef void team_sums(
+    Job *job, Plan *plan, Member *own, Py_ssize_t first, Py_ssize_t last
 ) noexcept nogil:
-    cdef Py_ssize_t first = block * plan.block, last = min(plan.c, first + plan.block)
-    cdef Py_ssize_t strips = (last - first + plan.strip - 1) // plan.strip
-    cdef Py_ssize_t items = plan.units * strips, item, begin
-    cdef Py_ssize_t own = items * t // team, end = items * (t + 1) // team
+    cdef Py_ssize_t items = items_of(plan, first, last), strips = items // plan.units
+    cdef Py_ssize_t item, begin
+    for item in range(items * own.t // own.team, items * (own.t + 1) // own.team):
+        begin = first + item % strips * plan.strip
+        unit_sums(
+            job, plan, begin, min(last, begin + plan.strip), item // strips,
+            own.parts + item * 3 * MAX_STRIP, plan.kept)
+
+
+cdef void team_settle(
+    Job *job, Plan *plan, Member *own, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    cdef Py_ssize_t items = items_of(plan, first, last), strips = items // plan.units
+    cdef Py_ssize_t item, begin
     cdef int sweep
-    cdef Ends ends = first_ends(job, plan, first, last, (end - 1) // strips)
     for sweep in range(2):
-        for item in range(own, end):
-            begin = first + item % strips * plan.strip
-            unit_sums(
-                job, plan, begin, min(last, begin + plan.strip), item // strips,
-                parts + item * 3 * MAX_STRIP, plan.kept)
+        if sweep == 1:
+            team_sums(job, plan, own, first, last)
         team_barrier()
-        if t == 0:
+        if own.t == 0:
             for item in range(items):
                 begin = first + item % strips * plan.strip
                 add_parts(
-                    job, begin, min(last, begin + plan.strip), parts + item * 3 * MAX_STRIP,
+                    job, begin, min(last, begin + plan.strip), own.parts + item * 3 * MAX_STRIP,
                     item < strips)
             plan.again = sweep == 0 and bad_shifts(job, first, last)
             if not plan.again:
@@ -97,22 +128,34 @@ cdef void team_block(
         team_barrier()
         if not plan.again:
             break
-    for item in range(end - 1, own - 1, -1):
+
+
+cdef void team_write(
+    Job *job, Plan *plan, Member *own, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    cdef Py_ssize_t items = items_of(plan, first, last), strips = items // plan.units
+    cdef Py_ssize_t item, begin, begun = items * own.t // own.team
+    cdef Py_ssize_t end = items * (own.t + 1) // own.team
+    cdef Ends ends = ends_from(job, plan, first, last, (end - 1) // strips, -1)
+    for item in range(end - 1, begun - 1, -1):
         begin = first + item % strips * plan.strip
         unit_elementwise(
             job, plan, begin, min(last, begin + plan.strip), item // strips, plan.kept, &ends)
 
 
-cdef void team_share(Job *job, Plan *plan, double *parts, int t, int team) noexcept nogil:
-    cdef Py_ssize_t block
-    if t == 0:
-        first_shifts(job, plan, 0, plan.c)
-    team_barrier()
+cdef void team_share(Job *job, Plan *plan, Member *own) noexcept nogil:
+    cdef Py_ssize_t block, first, last
     for block in range(plan.blocks):
-        team_block(job, plan, parts, block, t, team)
+        first = block * plan.block
+        last = min(plan.c, first + plan.block)
+        team_sums(job, plan, own, first, last)
+        team_settle(job, plan, own, first, last)
+        team_write(job, plan, own, first, last)
     if job.stream:
         stream_fence()
 
+
+include "nchw_turns.pxi"
 
 # By unit ---------------------------------------------------------------------------------------
 
@@ -206,19 +249,57 @@ cdef void all_runs(Job *job, Plan *plan, int threads) noexcept nogil:
 
 cdef enum Schedule:
     BY_CHANNEL
+    BY_CHANNEL_IN_TURNS
     TOGETHER
+    TOGETHER_IN_TURNS
     BY_UNIT
 
 
+cdef inline bint shares_out(Py_ssize_t size, int threads) noexcept nogil:
+    # Whether the busiest thread has at most a quarter more than the average.
+    return 4 * ((size + threads - 1) // threads) * threads <= 5 * size
+
+
 cdef Schedule schedule_of(Job *job, Plan *plan, int threads) noexcept nogil:
-    # Whole blocks must leave the busiest thread at most a quarter above the average.
-    cdef Py_ssize_t most = (plan.blocks + threads - 1) // threads
+    cdef bint even = shares_out(plan.blocks, threads)
     cdef Py_ssize_t read = plan.block * plan.n * plan.s * job.itemsize
+    cdef bint turns = takes_turns(job, plan)
     if job.gradient_sums:
         read *= 2
+    if turns and even and read <= TURN_BYTES:
+        return BY_CHANNEL_IN_TURNS
+    if threads == 1:
+        return BY_CHANNEL
+    if (
+        turns and plan.block <= plan.strip and shares_out(plan.units, threads)
+        and read <= threads * TEAM_TURN_BYTES
+    ):
+        return TOGETHER_IN_TURNS
     if read >= TEAM_BYTES and job.kind != NOTHING:
         return TOGETHER
-    return BY_CHANNEL if 4 * most * threads <= 5 * plan.blocks else BY_UNIT
+    return BY_CHANNEL if even else BY_UNIT
+
+
+cdef void run_blocks(
+    Job *job, Plan *plan, Schedule schedule, Py_ssize_t first, Py_ssize_t last, char *kept
+) noexcept nogil:
+    if schedule == BY_CHANNEL_IN_TURNS:
+        block_share_in_turns(job, plan, first, last)
+    else:
+        block_share(job, plan, first, last, kept)
+
+
+cdef void run_team(
+    Job *job, Plan *plan, Schedule schedule, double *parts, int t, int team
+) noexcept nogil:
+    cdef Member own = Member(parts, t, team)
+    if own.t == 0:
+        first_shifts(job, plan, 0, plan.c)
+    team_barrier()
+    if schedule == TOGETHER_IN_TURNS:
+        team_share_in_turns(job, plan, &own)
+    else:
+        team_share(job, plan, &own)
 
 
 cdef void run_sums_first(
@@ -227,14 +308,15 @@ cdef void run_sums_first(
     cdef Py_ssize_t blocks = plan.blocks
     cdef int t
     if threads == 1:
-        block_share(job, plan, 0, blocks, plan.kept)
-    elif schedule == TOGETHER:
+        run_blocks(job, plan, schedule, 0, blocks, plan.kept)
+    elif schedule == TOGETHER or schedule == TOGETHER_IN_TURNS:
         with parallel(num_threads=threads):
-            team_share(job, plan, parts, threadid(), omp_get_num_threads())
-    elif schedule == BY_CHANNEL:
+            run_team(job, plan, schedule, parts, threadid(), omp_get_num_threads())
+    elif schedule == BY_CHANNEL or schedule == BY_CHANNEL_IN_TURNS:
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            block_share(
-                job, plan, blocks * t // threads, blocks * (t + 1) // threads, kept_of(plan, t))
+            run_blocks(
+                job, plan, schedule, blocks * t // threads, blocks * (t + 1) // threads,
+                kept_of(plan, t))
     else:
         all_sums(job, plan, parts, threads)
         job.settle(job, 0, job.statistics)
@@ -249,7 +331,7 @@ cdef bint execute(Job *job, Plan *plan, bint reduce, int threads) noexcept nogil
     if not reduce:
         all_runs(job, plan, threads)
         return True
-    if threads > 1 and schedule != BY_CHANNEL:
+    if threads > 1 and schedule != BY_CHANNEL and schedule != BY_CHANNEL_IN_TURNS:
         parts = scratch(plan.units * plan.strips * 3 * MAX_STRIP)
         if parts == NULL:
             return False

@@ -61,53 +61,53 @@ cdef void masked_elementwise(
 
 
 cdef struct Ends:
-    # Whose first and last lines are asked for: a row of runs, one of each channel of a block, in the
-    # order in which rows are written, units falling and planes of a unit rising. Its neighbours in
-    # memory have their part of these lines, so they are stored as usual, which reads them, and the
-    # streamed stores behind them would wait for that: backward, (32, 512, 28, 28) took 1.5 of the
-    # triad so, and takes 1.3; with dx at the beginning of a line, 1.25.
-    Py_ssize_t unit, plane   # unit < 0: none
+    # Whose first and last lines are asked for: a row of runs, one of each channel from `first` to
+    # `last`, in the order in which rows are written, units falling or rising and planes of a unit
+    # rising. Its neighbours in memory have their part of these lines, so they are stored as usual,
+    # which reads them, and the streamed stores behind them would wait for that: backward,
+    # (32, 512, 28, 28) took 1.5 of the triad so, and takes 1.3; with dx at the beginning of a line,
+    # 1.25.
+    Py_ssize_t first, last
+    Py_ssize_t unit, plane   # unit < 0, or not below plan.units: none
+    Py_ssize_t step          # to the next unit
     Bounds bounds
 
 
 cdef inline Ends no_ends() noexcept nogil:
-    cdef Ends ends
-    ends.unit = -1
-    ends.plane = 0
-    ends.bounds = Bounds(0, 0, 0, 0)
-    return ends
+    return Ends(0, 0, -1, 0, 0, Bounds(0, 0, 0, 0))
 
 
-cdef inline void ask_for_ends(
-    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Ends *ends
-) noexcept nogil:
+cdef inline void ask_for_ends(Job *job, Plan *plan, Ends *ends) noexcept nogil:
     cdef Py_ssize_t at, after
-    if ends.unit < 0:
+    if not 0 <= ends.unit < plan.units:
         return
-    at = (ends.plane * plan.c + first) * plan.s + ends.bounds.start
-    after = at + (last - 1 - first) * plan.s + ends.bounds.len
+    at = (ends.plane * plan.c + ends.first) * plan.s + ends.bounds.start
+    after = at + (ends.last - 1 - ends.first) * plan.s + ends.bounds.len
     ask_for_end(job.out + at * job.itemsize)
     ask_for_end(job.out + after * job.itemsize)
     ends.plane += 1
     if ends.plane == ends.bounds.plane_end:
-        ends.unit -= 1
-        if ends.unit >= 0:
+        ends.unit += ends.step
+        if 0 <= ends.unit < plan.units:
             ends.bounds = bounds_of(plan, ends.unit)
             ends.plane = ends.bounds.plane
 
 
-cdef inline Ends first_ends(
-    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit
+cdef inline Ends ends_from(
+    Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, Py_ssize_t step
 ) noexcept nogil:
     # Two rows ahead: one or six made no difference.
     cdef Ends ends = no_ends()
     cdef int row
     if job.stream:
+        ends.first = first
+        ends.last = last
         ends.unit = unit
+        ends.step = step
         ends.bounds = bounds_of(plan, unit)
         ends.plane = ends.bounds.plane
         for row in range(2):
-            ask_for_ends(job, plan, first, last, &ends)
+            ask_for_ends(job, plan, &ends)
     return ends
 
 
@@ -123,7 +123,7 @@ cdef void unit_elementwise(
     shared.line = line
     shared.goes_on = False
     for plane in range(bounds.plane, bounds.plane_end):
-        ask_for_ends(job, plan, first, last, ends)
+        ask_for_ends(job, plan, ends)
         for i in range(first, last):
             at = (plane * plan.c + i) * plan.s + bounds.start
             kept_run = kept_at(plan, kept, plane, i, bounds.start)

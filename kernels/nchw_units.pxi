@@ -7,15 +7,18 @@ cdef extern from "run_fused_grads.h" nogil:
     ctypedef struct Shared:
         char *line
         bint began, goes_on
+    ctypedef struct Summed:
+        double *lanes
+        const void *dy
+        const void *x
+        Py_ssize_t len
+        double shift
+        Py_ssize_t next
     ctypedef struct Runs:
         double (*first_shift)(
             const void *x, Py_ssize_t n, Py_ssize_t len, Py_ssize_t stride) noexcept nogil
-        void (*sums)(
-            double *lanes, const void *x, Py_ssize_t len, double shift, Py_ssize_t next
-        ) noexcept nogil
-        void (*grad_sums)(
-            double *lanes, const void *dy, const void *x, Py_ssize_t len, double mean,
-            Py_ssize_t next) noexcept nogil
+        void (*sums)(const Summed *of) noexcept nogil
+        void (*grad_sums)(const Summed *of) noexcept nogil
         void (*apply)(
             void *y, const void *x, Py_ssize_t len, const Channel *channel, int stream,
             const Shared *shared) noexcept nogil
@@ -29,6 +32,12 @@ cdef extern from "run_fused_grads.h" nogil:
             void *g, const void *dy, const void *x, const void *residual, Py_ssize_t len,
             const Channel *channel, int activation, int stream, const Shared *shared
         ) noexcept nogil
+        void (*apply_and_sum)(
+            void *y, const void *x, Py_ssize_t len, const Channel *channel, const Shared *shared,
+            const Summed *of) noexcept nogil
+        void (*apply_and_sum_grads)(
+            void *dx, const void *dy, const void *x, Py_ssize_t len, const Channel *channel,
+            const Shared *shared, const Summed *of) noexcept nogil
     const Runs runs_f32, runs_f64, runs_f16, runs_bf16
     ctypedef struct RunSlope:
         const void *dy
@@ -184,20 +193,29 @@ cdef inline RunSlope slope_at(Job *job, Py_ssize_t channel, Py_ssize_t at) noexc
     return slope
 
 
+cdef inline Summed summed(
+    Job *job, double *lanes, Py_ssize_t channel, Py_ssize_t at, Py_ssize_t len, Py_ssize_t next
+) noexcept nogil:
+    cdef Summed of = Summed(
+        lanes, NULL, job.x + at * job.itemsize, len, job.shift[channel], next)
+    if job.gradient_sums:
+        of.dy = job.dy + at * job.itemsize
+    return of
+
+
 cdef inline void run_sums(
     Job *job, Plan *plan, double *lanes, char *kept, Py_ssize_t channel, Py_ssize_t at,
     Py_ssize_t len, Py_ssize_t next
 ) noexcept nogil:
-    cdef double shift = job.shift[channel]
+    cdef Summed of = summed(job, lanes, channel, at, len, next)
     cdef RunSlope slope
-    at *= job.itemsize
     if job.before != NULL:
-        slope = slope_at(job, channel, at)
-        plan.fused.sums(lanes, kept, &slope, len, shift)
+        slope = slope_at(job, channel, at * job.itemsize)
+        plan.fused.sums(lanes, kept, &slope, len, of.shift)
     elif job.gradient_sums:
-        plan.runs.grad_sums(lanes, job.dy + at, job.x + at, len, shift, next)
+        plan.runs.grad_sums(&of)
     else:
-        plan.runs.sums(lanes, job.x + at, len, shift, next)
+        plan.runs.sums(&of)
 
 
 cdef inline const unsigned char *mask_of(
@@ -223,18 +241,35 @@ cdef void masked_sums(
         i = end
 
 
+cdef inline void clear_lanes(
+    Job *job, double (*lanes)[3 * LANES], Py_ssize_t channels
+) noexcept nogil:
+    cdef Py_ssize_t i, k
+    for i in range(channels):
+        for k in range(job.width * LANES):
+            lanes[i][k] = 0.0
+
+
+cdef inline void give_parts(
+    Job *job, const double (*lanes)[3 * LANES], Py_ssize_t channels, double *part
+) noexcept nogil:
+    # part[k * MAX_STRIP + i]: sum k of channel i.
+    cdef Py_ssize_t i, k
+    for i in range(channels):
+        for k in range(job.width):
+            part[k * MAX_STRIP + i] = lane_sum(lanes[i] + k * LANES)
+
+
 cdef void unit_sums(
     Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last, Py_ssize_t unit, double *part,
     char *kept
 ) noexcept nogil:
-    # part[k * MAX_STRIP + i]: sum k of this unit of the channel first + i.
+    # Of this unit of the channels first to last.
     cdef double lanes[MAX_STRIP][3 * LANES]
     cdef Bounds bounds = bounds_of(plan, unit)
-    cdef Py_ssize_t plane, i, k, at, next, channels = last - first
+    cdef Py_ssize_t plane, i, at, next, channels = last - first
     cdef char *kept_run
-    for i in range(channels):
-        for k in range(job.width * LANES):
-            lanes[i][k] = 0.0
+    clear_lanes(job, lanes, channels)
     for plane in range(bounds.plane, bounds.plane_end):
         for i in range(channels):
             at = (plane * plan.c + first + i) * plan.s + bounds.start
@@ -246,9 +281,7 @@ cdef void unit_sums(
                 masked_sums(
                     job, plan, lanes[i], kept_run,
                     mask_of(job, plan, plane, first + i) + bounds.start, first + i, at, bounds.len)
-    for i in range(channels):
-        for k in range(job.width):
-            part[k * MAX_STRIP + i] = lane_sum(lanes[i] + k * LANES)
+    give_parts(job, lanes, channels, part)
 
 
 cdef void first_shifts(Job *job, Plan *plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

@@ -97,7 +97,8 @@ KERNEL void NAME(fused_run_sums)(double *lanes, void *to_kept, const RunSlope *a
 #else
         const REAL *x = (const STORE *)at->x + i;
 #endif
-        COMPUTE(run_grad_sums)(lanes, g, x, k, mean, 0);
+        const Summed of = {lanes, g, x, k, mean, 0};
+        COMPUTE(run_grad_sums)(&of);
     }
 }
 

@@ -1,9 +1,12 @@
 /* Sums of a run: a part of runs.h, once per storage type.
 
    Floats and doubles are added as doubles. Halves have 11 digits or 8: they are added as floats,
-   BLOCK vectors to a lane before it goes to a double, which leaves 1e-7 of a deviation and takes
+   8 vectors to a lane before it goes to a double, which leaves 1e-7 of a deviation and takes
    half the time: bfloat16 (65536, 256) forward 0.77 of float32's time, and 0.6 so. Products with dy
-   are added by add_product, because they may cancel. */
+   are added by add_product, because they may cancel.
+
+   A sum is a loop of steps of STEP elements and an end, so that the loop of runs.h that writes
+   another run can take the steps along (MEANWHILE there). */
 
 #ifdef HALF
 #define ACC vec_f32
@@ -13,7 +16,7 @@
     ((u) % 2 ? NAME(second_of_pair)((p) + ((u)-1) * ACC_WIDTH)                                 \
              : NAME(first_of_pair)((p) + (u)*ACC_WIDTH))
 #define ACC_REAL float
-#define BLOCK (8 * UNROLL * FLOATS)
+#define BLOCK_ENDS(i) ((i) % (8 * STEP) == 0)
 #define FLUSH(lanes, v) NAME(flush)(lanes, v)
 #define ADD_PRODUCT(high, low, a, b) add_product(&(high), &(low), a, b)
 INLINE void NAME(flush)(double *lanes, vec_f32 v) {
@@ -27,7 +30,7 @@ INLINE void NAME(flush)(double *lanes, vec_f32 v) {
 #define ACC_READ NAME(widen)
 #define READ_OF(p, u) NAME(widen)((p) + (u)*ACC_WIDTH)
 #define ACC_REAL double
-#define BLOCK len
+#define BLOCK_ENDS(i) 0
 #define FLUSH(lanes, v) store_f64(lanes, load_f64(lanes) + (v))
 #define ADD_PRODUCT(high, low, a, b) ((high) += (a) * (b))
 #endif
@@ -39,99 +42,143 @@ INLINE void NAME(prefetch)(const STORE *p) {
         __builtin_prefetch(p + k);
 }
 
-/* lanes[0:LANES] += x - shift, lanes[LANES:] += (x - shift)^2. */
-KERNEL void NAME(run_sums)(double *lanes, const void *from, ptrdiff_t len, double shift,
-                           ptrdiff_t next) {
-    const STORE *x = from;
-    const ACC_REAL origin = (ACC_REAL)shift;
-    const NAME(Ahead) ahead = NAME(ahead_of)(len, next);
-    ptrdiff_t i = 0;
-    while (i + ACC_WIDTH <= len) {
-        ACC sum[UNROLL] = {{0}}, square[UNROLL] = {{0}};
-        const ptrdiff_t stop = len - i < BLOCK ? len : i + BLOCK;
-        for (; i + STEP <= stop; i += STEP) {
-            NAME(prefetch)(x + i + NAME(look_ahead)(i, ahead));
-            UNROLLED
-            for (int u = 0; u < UNROLL; u++) {
-                const ACC d = READ_OF(x + i, u) - origin;
-                sum[u] += d;
-                square[u] += d * d;
-            }
-        }
-        for (; i + ACC_WIDTH <= stop; i += ACC_WIDTH) {
-            const ACC d = ACC_READ(x + i) - origin;
-            sum[0] += d;
-            square[0] += d * d;
-        }
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            FLUSH(lanes + u * DOUBLES, sum[u]);
-            FLUSH(lanes + LANES + u * DOUBLES, square[u]);
-        }
-    }
-    for (int j = 0; i < len; i++, j++) {
-        const double d = GET(x + i) - origin;
-        lanes[j] += d;
-        lanes[LANES + j] += d * d;
+/* A run that is summed, up to element i: lanes[0:LANES] += x - origin, and lanes[LANES:] its
+   squares. */
+typedef struct {
+    double *lanes;
+    const STORE *x;
+    ptrdiff_t len, i;
+    ACC_REAL origin;
+    NAME(Ahead) ahead;
+    ACC sum[UNROLL], square[UNROLL];
+} NAME(Sums);
+
+INLINE NAME(Sums) NAME(sums_of)(const Summed *of) {
+    const NAME(Sums) found = {
+        .lanes = of->lanes, .x = of->x, .len = of->len, .origin = (ACC_REAL)of->shift,
+        .ahead = NAME(ahead_of)(of->len, of->next)};
+    return found;
+}
+
+INLINE void NAME(flush_sums)(NAME(Sums) *s) {
+    UNROLLED
+    for (int u = 0; u < UNROLL; u++) {
+        FLUSH(s->lanes + u * DOUBLES, s->sum[u]);
+        FLUSH(s->lanes + LANES + u * DOUBLES, s->square[u]);
+        s->sum[u] = s->square[u] = (ACC){0};
     }
 }
 
-/* lanes[0:LANES] += dy, the next LANES += dy * (x - mean), the last += x - mean. */
-KERNEL void NAME(run_grad_sums)(double *lanes, const void *from_dy, const void *from_x,
-                                ptrdiff_t len, double mean, ptrdiff_t next) {
-    const STORE *dy = from_dy, *x = from_x;
-    const ACC_REAL origin = (ACC_REAL)mean;
-    const NAME(Ahead) ahead = NAME(ahead_of)(len, next);
-    ptrdiff_t i = 0;
-    while (i + ACC_WIDTH <= len) {
-        ACC sum[UNROLL] = {{0}}, product[UNROLL] = {{0}}, rest[UNROLL] = {{0}};
-#ifdef HALF
-        ACC low[2] = {{0}};
-#endif
-        const ptrdiff_t stop = len - i < BLOCK ? len : i + BLOCK;
-        for (; i + STEP <= stop; i += STEP) {
-            const ptrdiff_t later = i + NAME(look_ahead)(i, ahead);
-            NAME(prefetch)(dy + later);
-            NAME(prefetch)(x + later);
-            UNROLLED
-            for (int u = 0; u < UNROLL; u++) {
-                const ACC g = READ_OF(dy + i, u), d = READ_OF(x + i, u) - origin;
-                sum[u] += g;
-                ADD_PRODUCT(product[u], low[u % 2], g, d);
-                rest[u] += d;
-            }
-        }
-        for (; i + ACC_WIDTH <= stop; i += ACC_WIDTH) {
-            const ACC g = ACC_READ(dy + i), d = ACC_READ(x + i) - origin;
-            sum[0] += g;
-            ADD_PRODUCT(product[0], low[0], g, d);
-            rest[0] += d;
-        }
-        UNROLLED
-        for (int u = 0; u < UNROLL; u++) {
-            FLUSH(lanes + u * DOUBLES, sum[u]);
-            FLUSH(lanes + LANES + u * DOUBLES, product[u]);
-            FLUSH(lanes + 2 * LANES + u * DOUBLES, rest[u]);
-        }
-#ifdef HALF
-        for (int u = 0; u < 2; u++)
-            FLUSH(lanes + LANES + u * DOUBLES, only_finite(low[u]));
-#endif
+INLINE void NAME(step_of_sums)(NAME(Sums) *s) {
+    const STORE *x = s->x + s->i;
+    NAME(prefetch)(x + NAME(look_ahead)(s->i, s->ahead));
+    UNROLLED
+    for (int u = 0; u < UNROLL; u++) {
+        const ACC d = READ_OF(x, u) - s->origin;
+        s->sum[u] += d;
+        s->square[u] += d * d;
     }
-    for (int j = 0; i < len; i++, j++) {
-        const double g = GET(dy + i), d = GET(x + i) - origin;
-        lanes[j] += g;
-        lanes[LANES + j] += g * d;
-        lanes[2 * LANES + j] += d;
+    s->i += STEP;
+    if (BLOCK_ENDS(s->i))
+        NAME(flush_sums)(s);
+}
+
+INLINE void NAME(end_sums)(NAME(Sums) *s) {
+    while (s->i + STEP <= s->len)
+        NAME(step_of_sums)(s);
+    for (; s->i + ACC_WIDTH <= s->len; s->i += ACC_WIDTH) {
+        const ACC d = ACC_READ(s->x + s->i) - s->origin;
+        s->sum[0] += d;
+        s->square[0] += d * d;
+    }
+    if (s->len >= ACC_WIDTH)
+        NAME(flush_sums)(s);
+    for (int j = 0; s->i < s->len; s->i++, j++) {
+        const double d = GET(s->x + s->i) - s->origin;
+        s->lanes[j] += d;
+        s->lanes[LANES + j] += d * d;
     }
 }
 
-#undef STEP
-#undef ADD_PRODUCT
-#undef FLUSH
-#undef BLOCK
-#undef ACC_REAL
-#undef READ_OF
-#undef ACC_READ
-#undef ACC_WIDTH
-#undef ACC
+KERNEL void NAME(run_sums)(const Summed *of) {
+    NAME(Sums) s = NAME(sums_of)(of);
+    NAME(end_sums)(&s);
+}
+
+/* The same of a run's gradient: lanes[0:LANES] += dy, the next LANES += dy * (x - mean), the last
+   += x - mean. */
+typedef struct {
+    double *lanes;
+    const STORE *dy, *x;
+    ptrdiff_t len, i;
+    ACC_REAL origin;
+    NAME(Ahead) ahead;
+    ACC sum[UNROLL], product[UNROLL], rest[UNROLL];
+#ifdef HALF
+    ACC low[2];
+#endif
+} NAME(GradSums);
+
+INLINE NAME(GradSums) NAME(grad_sums_of)(const Summed *of) {
+    const NAME(GradSums) found = {
+        .lanes = of->lanes, .dy = of->dy, .x = of->x, .len = of->len,
+        .origin = (ACC_REAL)of->shift, .ahead = NAME(ahead_of)(of->len, of->next)};
+    return found;
+}
+
+INLINE void NAME(flush_grad_sums)(NAME(GradSums) *s) {
+    UNROLLED
+    for (int u = 0; u < UNROLL; u++) {
+        FLUSH(s->lanes + u * DOUBLES, s->sum[u]);
+        FLUSH(s->lanes + LANES + u * DOUBLES, s->product[u]);
+        FLUSH(s->lanes + 2 * LANES + u * DOUBLES, s->rest[u]);
+        s->sum[u] = s->product[u] = s->rest[u] = (ACC){0};
+    }
+#ifdef HALF
+    for (int u = 0; u < 2; u++) {
+        FLUSH(s->lanes + LANES + u * DOUBLES, only_finite(s->low[u]));
+        s->low[u] = (ACC){0};
+    }
+#endif
+}
+
+INLINE void NAME(step_of_grad_sums)(NAME(GradSums) *s) {
+    const STORE *dy = s->dy + s->i, *x = s->x + s->i;
+    const ptrdiff_t later = NAME(look_ahead)(s->i, s->ahead);
+    NAME(prefetch)(dy + later);
+    NAME(prefetch)(x + later);
+    UNROLLED
+    for (int u = 0; u < UNROLL; u++) {
+        const ACC g = READ_OF(dy, u), d = READ_OF(x, u) - s->origin;
+        s->sum[u] += g;
+        ADD_PRODUCT(s->product[u], s->low[u % 2], g, d);
+        s->rest[u] += d;
+    }
+    s->i += STEP;
+    if (BLOCK_ENDS(s->i))
+        NAME(flush_grad_sums)(s);
+}
+
+INLINE void NAME(end_grad_sums)(NAME(GradSums) *s) {
+    while (s->i + STEP <= s->len)
+        NAME(step_of_grad_sums)(s);
+    for (; s->i + ACC_WIDTH <= s->len; s->i += ACC_WIDTH) {
+        const ACC g = ACC_READ(s->dy + s->i), d = ACC_READ(s->x + s->i) - s->origin;
+        s->sum[0] += g;
+        ADD_PRODUCT(s->product[0], s->low[0], g, d);
+        s->rest[0] += d;
+    }
+    if (s->len >= ACC_WIDTH)
+        NAME(flush_grad_sums)(s);
+    for (int j = 0; s->i < s->len; s->i++, j++) {
+        const double g = GET(s->dy + s->i), d = GET(s->x + s->i) - s->origin;
+        s->lanes[j] += g;
+        s->lanes[LANES + j] += g * d;
+        s->lanes[2 * LANES + j] += d;
+    }
+}
+
+KERNEL void NAME(run_grad_sums)(const Summed *of) {
+    NAME(GradSums) s = NAME(grad_sums_of)(of);
+    NAME(end_grad_sums)(&s);
+}
