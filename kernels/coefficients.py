@@ -336,6 +336,10 @@ def add_periods(dweight, values):
 
     Not a NumPy sum in a kernel: Numba would make that a parallel reduction.
     """
+    if values.size == dweight.size:  # 0.3 us of a backward of (64, 64) without this
+        for i in range(dweight.size):
+            dweight[i] = values[i]
+        return
     for i in range(dweight.size):
         s = 0.0
         for j in range(i, values.size, dweight.size):

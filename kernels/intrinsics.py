@@ -230,30 +230,30 @@ def stream(typingctx: Any, y: Any, i: Any, v: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, x: Any, i: Any) -> Any:
-    """Ask for the lines of x[i] to x[i + 15], which may lie outside of the array.
+def prefetch_as(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
+    """Ask for as many elements as the vector `like` has lanes; they may lie outside of the array.
 
     Into the second-level cache: rows 4 KB apart would share one set of the first.
     """
-    return types.void(x, types.intp), _prefetch(x, LANES)
-
-
-@intrinsic
-def prefetch_as(typingctx: Any, x: Any, i: Any, like: Any) -> Any:
-    """`prefetch` of as many elements as the vector `like` has lanes."""
     return types.void(x, types.intp, like), _prefetch(x, like.lanes)
 
 
-def _prefetch(x: Any, lanes: int) -> Any:
+@intrinsic
+def prefetch_to_write(typingctx: Any, y: Any, i: Any) -> Any:
+    """Ask for the line of y[i], into the first-level cache, to write to it."""
+    return types.void(y, types.intp), _prefetch(y, 1, to_write=1, level=3)
+
+
+def _prefetch(x: Any, lanes: int, to_write: int = 0, level: int = 2) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte, width = ir.IntType(8), x.dtype.bitwidth // 8
         arguments = [byte.as_pointer(), INT32, INT32, INT32]
         function = declared(builder, "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), arguments))
-        read, level, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
+        how = [ir.Constant(INT32, value) for value in (to_write, level, 1)]  # 1: data
         for k in range(0, lanes, LINE_BYTES // width):
             position = builder.add(args[1], ir.Constant(INT64, k))
             element = builder.gep(first_element(context, builder, x, args[0]), [position])
-            builder.call(function, [builder.bitcast(element, arguments[0]), read, level, data])
+            builder.call(function, [builder.bitcast(element, arguments[0]), *how])
         return context.get_dummy_value()
 
     return codegen

@@ -10,10 +10,7 @@ from __future__ import annotations
 from .coefficients import (
     columns_of,
     counts_by,
-    finish_backward,
-    finish_forward,
     finite_or_zero,
-    move_bad_shifts,
     period_of,
     renormalization,
     sums_of,
@@ -22,10 +19,10 @@ from .columns import WRAP, add_units, apply_block, block_sums, column_shifts
 from .intrinsics import LANES, memory
 from .jit import block, inline
 from .masks import kept_memory
-from .registers import LINE_LANES, origin_of
-from .runs import sweep
+from .registers import LINE_LANES, get, line_zeros, origin_of
+from .runs import put, sweep
 from .schedule import UNIT_BLOCK, UNIT_BLOCK_LEAST, UNITS
-from .settle import finish_lanes, move_bad_lanes
+from .settle import finish_gradients, finish_statistics, move_shifts
 from .values import (
     backward_vectors,
     before_activation,
@@ -114,11 +111,14 @@ def set_shifts(shift, centres, x, firsts, edges, bi, m, c):
 @block
 def spread(columns, values, wrap, m, c):
     """Repeat values of channels under the folded columns, `wrap` of them again at the end."""
-    width = fold_of(m, c) * c + wrap
+    width, to, of = fold_of(m, c) * c + wrap, memory(columns), memory(values)
+    like = line_zeros(values)
     for q in range(values.shape[0]):
         for f in range(0, width, c):
-            for j in range(min(c, width - f)):
-                columns[q, f + j] = values[q, j]
+            end = min(c, width - f)
+            for j in range(0, end, like.lanes):
+                k = min(like.lanes, end - j)
+                put(to, q * width + f + j, k, get(of, q * c + j, k, like), False)
 
 
 @block
@@ -171,6 +171,9 @@ def total_share(sums, totals, partial, begin, end, m, c):
     stride = quantities * wide
     for q in range(quantities):
         at = q * wide
+        if fold == 1:
+            add_units(to, q * c + begin, parts, at + begin, units, stride, end - begin)
+            continue
         if end - begin == c:
             add_units(folded, at, parts, at, units, stride, wide)
         else:
@@ -204,8 +207,8 @@ def merge_channels(sums, d, begin, end):
 def move_channels(shift, bad, x, sums, counts):
     """`move_bad_shifts` of all channels, each a statistic."""
     shared = counts_by(counts, shift.size)
-    return move_bad_shifts(
-        memory(shift), memory(bad), memory(x), sums_of(sums), 1, shared, 0, shift.size
+    return move_shifts(
+        memory(shift), memory(bad), memory(x), sums_of(sums), 1, shared, shift.size, 0, shift.size
     )
 
 
@@ -220,18 +223,9 @@ def settle_forward(
     if width > 1:
         merge_channels(sums, width, begin, end)
     to, values = memory(shift), sums_of(sums)
-    # One count for all: `count` is that of the sample.
-    if width == 1 and running_mean.size == 0 and count[0] > 0.0 and weight.size == bias.size == c:
-        if not again:
-            move_bad_lanes(to, memory(bad), memory(x), values, count[0], begin, end)
-        finish_lanes(
-            memory(mean), memory(var), memory(rstd), columns_of(narrow, exact, kind), values, to,
-            count[0], memory(weight), memory(bias), eps, begin, end
-        )  # fmt: skip
-        return
     if not again:
-        move_bad_shifts(to, memory(bad), memory(x), values, width, counts, begin, end)
-    finish_forward(
+        move_shifts(to, memory(bad), memory(x), values, width, counts, mean.size, begin, end)
+    finish_statistics(
         memory(mean), memory(var), memory(rstd),
         renormalization(r, d, running_mean, running_var, r_max, d_max),
         columns_of(narrow, exact, kind), width, values, width, to, counts, period_of(weight),
@@ -247,7 +241,7 @@ def settle_backward(
     """Gradients and coefficients of the channels of statistics begin to end."""
     width = c // mean.size
     total_share(sums, totals, partial, begin * width, end * width, m, c)
-    finish_backward(
+    finish_gradients(
         memory(dweights), memory(dbiases), columns_of(narrow, exact, kind), width, sums_of(sums),
         memory(mean), memory(centre), memory(rstd), counts_by(count, mean.size), period_of(weight),
         training, begin, end

@@ -42,12 +42,14 @@ from .nchw_units import (
     block_channels,
     block_count,
     is_shared_by_blocks,
+    run_count,
     set_shifts_share,
     sum_moved_share,
     sum_share,
     unit_count,
 )
 from .optional import array_or_empty, float64_copy, inverse_deviations, mask_or_empty, parameter
+from .runs import line_memory
 from .settle import put_given
 
 
@@ -82,11 +84,11 @@ def given_forward(y, x, residual, mean, rstd, weight, bias, activation, n, c, s,
     """Set y = activation((x - mean) * rstd * weight + bias + residual)."""
     dtype = compute_dtype(x)
     narrow, exact = np.empty((FORWARD_ROWS, c), dtype), np.empty((FORWARD_ROWS, c))
-    kind = np.empty(c)
+    kind, lines = np.empty(c), line_memory(threads, 1, x)
     put_given(narrow, exact, kind, mean, rstd, weight, bias)
     for t in prange(threads):
-        begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
-        apply_share(y, x, residual, activation, narrow, exact, kind, begin, end, n, c, s)
+        begin, end = slab(run_count(n, c, s), threads, t)
+        apply_share(y, lines[t], x, residual, activation, narrow, exact, kind, begin, end, n, c, s)
 
 
 @entry
@@ -103,12 +105,12 @@ def given_slope(g, dy, x, residual, mean, rstd, weight, bias, activation, n, c, 
     """`activation_grads` of arguments that are all given."""
     dtype = compute_dtype(x)
     narrow, exact = np.empty((FORWARD_ROWS, c), dtype), np.empty((FORWARD_ROWS, c))
-    kind = np.empty(c)
+    kind, lines = np.empty(c), line_memory(threads, 1, x)
     put_given(narrow, exact, kind, mean, rstd, weight, bias)
     for t in prange(threads):
-        begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
+        begin, end = slab(run_count(n, c, s), threads, t)
         activation_grads_share(
-            g, dy, x, residual, activation, narrow, exact, kind, begin, end, n, c, s
+            g, lines[t], dy, x, residual, activation, narrow, exact, kind, begin, end, n, c, s
         )
 
 
@@ -134,15 +136,16 @@ def train(
     kind, bad = np.empty(c), np.empty(statistics)
     partial, shift = np.empty((units, FORWARD_SUMS, statistics)), np.empty(statistics)
     lanes = np.empty((threads, block_channels(x.itemsize, run) * FORWARD_SUMS * LANES))
+    lines = line_memory(threads, 1, x)
     firsts, edges = kept_runs(mask, mask.size // s)
     counts = counts_of((firsts, edges), n * run, n > 1, c // statistics)
     if is_shared_by_blocks(blocks, threads):
         for t in prange(threads):
             begin, end = slab(blocks, threads, t)
             forward_blocks(
-                y, mean, var, rstd, r, d, x, residual, firsts, edges, counts, running_mean,
-                running_var, r_max, d_max, weight, bias, eps, activation, narrow, exact, kind,
-                partial, lanes[t], shift, bad, begin, end, n, c, s
+                y, lines[t], mean, var, rstd, r, d, x, residual, firsts, edges, counts,
+                running_mean, running_var, r_max, d_max, weight, bias, eps, activation, narrow,
+                exact, kind, partial, lanes[t], shift, bad, begin, end, n, c, s
             )  # fmt: skip
     else:
         set_shifts_share(shift, x, firsts, edges, 0, statistics, n, statistics, run)
@@ -163,8 +166,10 @@ def train(
             partial, shift, counts, weight, bias, eps
         )  # fmt: skip
         for t in prange(threads):
-            begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
-            apply_share(y, x, residual, activation, narrow, exact, kind, begin, end, n, c, s)
+            begin, end = slab(run_count(n, c, s), threads, t)
+            apply_share(
+                y, lines[t], x, residual, activation, narrow, exact, kind, begin, end, n, c, s
+            )
 
 
 @entry
@@ -212,11 +217,13 @@ def apply_grads(dx, dy, x, mean, rstd, weight, sum_dy, sum_dy_xmu, count, n, c, 
     dtype = compute_dtype(x)
     narrow, exact = np.empty((BACKWARD_ROWS, c), dtype), np.empty((BACKWARD_ROWS, c))
     kind, (firsts, edges) = np.empty(c), kept_runs(np.empty(0, np.uint8), 0)
-    scale = parameter(weight, 1.0)
+    scale, lines = parameter(weight, 1.0), line_memory(threads, 1, x)
     put_given_grads(narrow, exact, kind, mean, rstd, scale, sum_dy, sum_dy_xmu, count)
     for t in prange(threads):
-        begin, end = slab(unit_count(n, s) * block_count(x.itemsize, c, s), threads, t)
-        apply_grads_share(dx, dy, x, firsts, edges, narrow, exact, kind, True, begin, end, n, c, s)
+        begin, end = slab(run_count(n, c, s), threads, t)
+        apply_grads_share(
+            dx, lines[t], dy, x, firsts, edges, narrow, exact, kind, True, begin, end, n, c, s
+        )
 
 
 @kernel
@@ -231,6 +238,7 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, n, c
     dweights, dbiases = np.empty(c), np.empty(c)
     partial = np.empty((units, BACKWARD_SUMS, c))
     lanes = np.empty((threads, block_channels(x.itemsize, s) * BACKWARD_SUMS * LANES))
+    lines = line_memory(threads, 1, x)
     given = mask_or_empty(mask)
     firsts, edges = kept_runs(given, given.size // s)
     counts = counts_of((firsts, edges), n * run, n > 1, c // statistics)
@@ -238,8 +246,9 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, n, c
         for t in prange(threads):
             begin, end = slab(blocks, threads, t)
             backward_blocks(
-                dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, centres, rstd,
-                scale, training, narrow, exact, kind, partial, lanes[t], begin, end, n, c, s
+                dx, lines[t], dweights, dbiases, dy, x, firsts, edges, counts, mean, centre,
+                centres, rstd, scale, training, narrow, exact, kind, partial, lanes[t], begin, end,
+                n, c, s
             )  # fmt: skip
     else:
         cells = block_count(x.itemsize, c, s) * units
@@ -251,9 +260,10 @@ def backward(dx, dweight, dbias, dy, x, mask, mean, rstd, weight, training, n, c
             training
         )  # fmt: skip
         for t in prange(threads):
-            begin, end = slab(cells, threads, t)
+            begin, end = slab(run_count(n, c, s), threads, t)
             apply_grads_share(
-                dx, dy, x, firsts, edges, narrow, exact, kind, training, begin, end, n, c, s
-            )
+                dx, lines[t], dy, x, firsts, edges, narrow, exact, kind, training, begin, end, n, c,
+                s
+            )  # fmt: skip
     add_periods(dweight, dweights)
     add_periods(dbias, dbiases)

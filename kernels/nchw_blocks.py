@@ -11,9 +11,6 @@ import numpy as np
 from .coefficients import (
     columns_of,
     counts_by,
-    finish_backward,
-    finish_forward,
-    move_bad_shifts,
     period_of,
     renormalization,
     sums_of,
@@ -22,11 +19,12 @@ from .intrinsics import memory
 from .jit import block
 from .masks import kept_memory
 from .nchw_units import (
+    ask_for_first_ends,
     block_bounds,
     put_channels,
     put_dx,
     put_g,
-    put_share,
+    put_runs,
     put_y,
     set_shifts,
     sum_cells,
@@ -34,55 +32,58 @@ from .nchw_units import (
     unit_count,
 )
 from .runs import is_streamed
+from .settle import finish_gradients, finish_statistics, move_shifts
 
 
 @block
-def apply_share(y, x, residual, activation, narrow, exact, kind, first, last, n, c, s):
-    """Y of units of blocks `first` to `last`."""
+def apply_share(y, line, x, residual, activation, narrow, exact, kind, first, last, n, c, s):
+    """Y of runs `first` to `last`."""
     work = (
-        memory(y), memory(x), memory(residual), residual.size > 0, activation, memory(narrow),
-        memory(exact), memory(kind), is_streamed(y, x)
+        memory(y), is_streamed(y, x), memory(line), memory(x), memory(residual), residual.size > 0,
+        activation, memory(narrow), memory(exact), memory(kind)
     )  # fmt: skip
-    put_share(put_y, work, x.itemsize, first, last, n, c, s)
+    put_runs(put_y, work, first, last, n, c, s)
 
 
 @block
 def activation_grads_share(
-    g, dy, x, residual, activation, narrow, exact, kind, first, last, n, c, s
+    g, line, dy, x, residual, activation, narrow, exact, kind, first, last, n, c, s
 ):  # fmt: skip
-    """The gradient before the activation of units of blocks `first` to `last`."""
+    """The gradient before the activation of runs `first` to `last`."""
     work = (
-        memory(g), memory(dy), memory(x), memory(residual), residual.size > 0, activation,
-        memory(narrow), memory(exact), memory(kind), is_streamed(g, x) and is_streamed(g, dy)
+        memory(g), is_streamed(g, x) and is_streamed(g, dy), memory(line), memory(dy), memory(x),
+        memory(residual), residual.size > 0, activation, memory(narrow), memory(exact),
+        memory(kind)
     )  # fmt: skip
-    put_share(put_g, work, x.itemsize, first, last, n, c, s)
+    put_runs(put_g, work, first, last, n, c, s)
 
 
 @block
 def apply_grads_share(
-    dx, dy, x, firsts, edges, narrow, exact, kind, training, first, last, n, c, s
+    dx, line, dy, x, firsts, edges, narrow, exact, kind, training, first, last, n, c, s
 ):  # fmt: skip
-    """Dx of units of blocks `first` to `last`."""
+    """Dx of runs `first` to `last`."""
     work = (
-        memory(dx), memory(dy), memory(x), memory(narrow), memory(exact), memory(kind), training,
-        is_streamed(dx, x) and is_streamed(dx, dy), kept_memory(firsts, edges)
+        memory(dx), is_streamed(dx, x) and is_streamed(dx, dy), memory(line), memory(dy),
+        memory(x), memory(narrow), memory(exact), memory(kind), training,
+        kept_memory(firsts, edges)
     )  # fmt: skip
-    put_share(put_dx, work, x.itemsize, first, last, n, c, s)
+    put_runs(put_dx, work, first, last, n, c, s)
 
 
 @block
 def forward_blocks(
-    y, mean, var, rstd, r, d, x, residual, firsts, edges, counts, running_mean, running_var, r_max,
-    d_max, weight, bias, eps, activation, narrow, exact, kind, partial, lanes, shift, bad, first,
-    last, n, c, s
+    y, line, mean, var, rstd, r, d, x, residual, firsts, edges, counts, running_mean, running_var,
+    r_max, d_max, weight, bias, eps, activation, narrow, exact, kind, partial, lanes, shift, bad,
+    first, last, n, c, s
 ):  # fmt: skip
     """`train` of the blocks `first` to `last` of statistics."""
     statistics = mean.size
     width, itemsize = c // statistics, x.itemsize
     run, units = width * s, unit_count(n, width * s)
     work = (
-        memory(y), memory(x), memory(residual), residual.size > 0, activation, memory(narrow),
-        memory(exact), memory(kind), is_streamed(y, x)
+        memory(y), is_streamed(y, x), memory(line), memory(x), memory(residual), residual.size > 0,
+        activation, memory(narrow), memory(exact), memory(kind)
     )  # fmt: skip
     kept, of, to, sums = kept_memory(firsts, edges), memory(x), memory(shift), sums_of(partial)
     means, variances, inverses = memory(mean), memory(var), memory(rstd)
@@ -92,13 +93,14 @@ def forward_blocks(
     scale, offset = period_of(weight), period_of(bias)
     for k in range(first, last):
         begin, end = block_bounds(itemsize, k, statistics, run)
+        ask_for_first_ends(work, begin * width, end * width, n, c, s)
         set_shifts(to, of, kept, begin, end, n, statistics, run)
         sum_cells(sums, lane, None, of, to, kept, s, begin, end, n, statistics, run)
-        if move_bad_shifts(to, flags, of, sums, 1, shared, begin, end):
+        if move_shifts(to, flags, of, sums, 1, shared, statistics, begin, end):
             sum_moved(
                 sums[0], lane, of, to, kept, s, flags, 0, units, begin, end, n, statistics, run
             )
-        finish_forward(
+        finish_statistics(
             means, variances, inverses, renormalized, columns, width, sums, 1, to, shared, scale,
             offset, eps, begin, end
         )  # fmt: skip
@@ -107,15 +109,16 @@ def forward_blocks(
 
 @block
 def backward_blocks(
-    dx, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, centres, rstd, weight,
+    dx, line, dweights, dbiases, dy, x, firsts, edges, counts, mean, centre, centres, rstd, weight,
     training, narrow, exact, kind, partial, lanes, first, last, n, c, s
 ):  # fmt: skip
     """`backward` of the blocks `first` to `last` of statistics."""
     statistics = mean.size
     width, itemsize = c // statistics, x.itemsize
     work = (
-        memory(dx), memory(dy), memory(x), memory(narrow), memory(exact), memory(kind), training,
-        is_streamed(dx, x) and is_streamed(dx, dy), kept_memory(firsts, edges)
+        memory(dx), is_streamed(dx, x) and is_streamed(dx, dy), memory(line), memory(dy),
+        memory(x), memory(narrow), memory(exact), memory(kind), training,
+        kept_memory(firsts, edges)
     )  # fmt: skip
     kept, by, of, shifts = kept_memory(firsts, edges), memory(dy), memory(x), memory(centres)
     sums, lane, columns = sums_of(partial), memory(lanes), columns_of(narrow, exact, kind)
@@ -125,8 +128,9 @@ def backward_blocks(
     for k in range(first, last):
         begin, end = block_bounds(itemsize, k, statistics, width * s)
         low, high = begin * width, end * width
+        ask_for_first_ends(work, low, high, n, c, s)
         sum_cells(sums, lane, by, of, shifts, kept, s, low, high, n, c, s)
-        finish_backward(
+        finish_gradients(
             dw, db, columns, width, sums, means, origins, inverses, shared, scale, training, begin,
             end
         )  # fmt: skip
@@ -138,8 +142,8 @@ def finish_forward_all(
     mean, var, rstd, r, d, running_mean, running_var, r_max, d_max, narrow, exact, kind, partial,
     shift, counts, weight, bias, eps
 ):  # fmt: skip
-    """`finish_forward` of all statistics, of arrays."""
-    finish_forward(
+    """`finish_statistics` of all statistics, of arrays."""
+    finish_statistics(
         memory(mean), memory(var), memory(rstd),
         renormalization(r, d, running_mean, running_var, r_max, d_max),
         columns_of(narrow, exact, kind), kind.size // mean.size, sums_of(partial), 1,
@@ -152,8 +156,8 @@ def finish_forward_all(
 def finish_backward_all(
     dweights, dbiases, narrow, exact, kind, partial, mean, centre, rstd, counts, weight, training
 ):
-    """`finish_backward` of all statistics, of arrays."""
-    finish_backward(
+    """`finish_gradients` of all statistics, of arrays."""
+    finish_gradients(
         memory(dweights), memory(dbiases), columns_of(narrow, exact, kind),
         kind.size // mean.size, sums_of(partial), memory(mean), memory(centre), memory(rstd),
         counts_by(counts, mean.size), period_of(weight), training, 0, mean.size
@@ -162,11 +166,12 @@ def finish_backward_all(
 
 @block
 def move_all(shift, bad, x, partial, counts):
-    """`move_bad_shifts` of all statistics, of arrays."""
+    """`move_shifts` of all statistics, of arrays."""
     shared = counts_by(counts, shift.size)
-    return move_bad_shifts(
-        memory(shift), memory(bad), memory(x), sums_of(partial), 1, shared, 0, shift.size
-    )
+    return move_shifts(
+        memory(shift), memory(bad), memory(x), sums_of(partial), 1, shared, shift.size, 0,
+        shift.size
+    )  # fmt: skip
 
 
 @block

@@ -23,7 +23,7 @@ from .optional import array_or_empty, mask_or_empty
 from .registers import origin_of
 from .row_grads import float_group
 from .row_strips import half_group
-from .runs import is_streamed
+from .runs import is_streamed, line_memory
 from .weighted import (
     TOGETHER,
     apply_row,
@@ -43,12 +43,6 @@ def flag_memory(threads, rows, mask, m, x):
     """Flags of the elements of some rows, for every thread."""
     length = rows * m if mask.size > 0 else 0
     return np.empty((threads, length), compute_dtype(x))
-
-
-@inline
-def line_memory(threads, lines, x):
-    """Lines of x that rows share, for every thread; no two threads write to one."""
-    return np.empty((threads, (lines + 1) * LINE_BYTES // x.itemsize), x.dtype)
 
 
 @inline

@@ -17,6 +17,7 @@ from .intrinsics import (
     cast,
     first,
     load,
+    load_as,
     load_part,
     muladd,
     prefetch_as,
@@ -30,6 +31,7 @@ from .registers import (
     block_length,
     folded,
     line_zeros,
+    one_line,
     origin_of,
     sum_lanes,
     sum_of_products,
@@ -168,16 +170,49 @@ def put(y, i, k, v, streaming):
 
 
 @inline
-def sweep(y, start, length, streaming, value, coefficients, arrays):
-    """Set a run of y to a value of `normcore.kernels.values`."""
-    like, k = line_zeros(y), head(y, start, length, streaming)
+def line_memory(threads, lines, x):
+    """Lines of x that writers share, for every thread; no two threads write to one."""
+    return np.empty((threads, (lines + 1) * LINE_BYTES // x.itemsize), x.dtype)
+
+
+@inline
+def goes_on(y, end, length, streaming):
+    """Whether the last line of a run that ends before y[end] is left to the run behind it."""
+    return streaming and length * y.itemsize >= LINE_BYTES and gap(y, end) > 0
+
+
+@inline
+def shared_sweep(y, line, ends, start, length, streaming, value, coefficients, arrays):
+    """Set a run of y to a value of `normcore.kernels.values`.
+
+    `ends` says whether the run before it, which lies before it in memory, left the first elements
+    of their common line in `line`, and whether this one is to do the same for the run behind it:
+    such a line, stored in two parts, would first be read from memory, and the streamed stores
+    behind it would wait for that.
+    """
+    (began, leaves), like, whole = ends, line_zeros(y), one_line(y)
+    k = head(y, start, length, streaming)
     if k > 0:
-        put(y, start, k, value(start, k, like, coefficients, arrays), False)
+        to, at = (line, whole.lanes - k) if began else (y, start)
+        put(to, at, k, value(start, k, like, coefficients, arrays), False)
     begin = start + k
+    if began:
+        stream(y, begin - whole.lanes, load_as(line, 0, whole))
     stop = begin + (length - k) // like.lanes * like.lanes
     for i in range(begin, stop, like.lanes):
         v = value(i, like.lanes, like, coefficients, arrays)
         put(y, i, like.lanes, v, streaming)
     k = start + length - stop
     if k > 0:
-        put(y, stop, k, value(stop, k, like, coefficients, arrays), False)
+        to, at = (line, 0) if leaves else (y, stop)
+        put(to, at, k, value(stop, k, like, coefficients, arrays), False)
+        if leaves and k >= whole.lanes:  # of doubles, 16 at a time are two lines
+            stream(y, stop, load_as(line, 0, whole))
+            store(line, 0, load_as(line, whole.lanes, whole))
+
+
+@inline
+def sweep(y, start, length, streaming, value, coefficients, arrays):
+    """`shared_sweep` of a run that shares no line."""
+    ends = False, False
+    shared_sweep(y, y, ends, start, length, streaming, value, coefficients, arrays)

@@ -20,6 +20,7 @@ CYTHON = pytest.mark.skipif(
 # Odd runs, rows that are whole lines, rows that are not; each a little above the border.
 LARGE = [
     ("nchw", (7, 9, 100003)),
+    ("nchw", (33, 1000, 201)),  # neighbours share lines
     ("nc", (1, 98400, 64)),
     ("nc", (1, 70001, 90)),
     ("rows", (9001, 701)),
