@@ -40,9 +40,7 @@ cdef class BatchCalls(Plain):
         ):
             return None
         y = self.give_y(&call, x, out, residual, weight, bias, running_mean, running_var)
-        if y is not None:
-            passes.apply(&call)
-        return y
+        return y if y is not None and is_done(passes.apply, &call) else None
 
     cdef object start_training(
         self, Call *call, Update *update, const Passes **passes, object x, object weight,
@@ -98,8 +96,7 @@ cdef class BatchCalls(Plain):
             eps, axis, out, residual, activation)
         if y is None:
             return None
-        self.forward(passes, &call, True, &update)
-        return y
+        return y if self.forward(passes, &call, True, &update) else None
 
     def batch_forward(
         self, object x, object weight, object bias, object running_mean, object running_var,
@@ -121,8 +118,7 @@ cdef class BatchCalls(Plain):
         c = call.statistics
         mean, rstd = new_statistic(1, &c), new_statistic(1, &c)
         call.to_mean, call.to_rstd = doubles(mean), doubles(rstd)
-        self.forward(passes, &call, True, &update)
-        return y, mean, rstd
+        return (y, mean, rstd) if self.forward(passes, &call, True, &update) else None
 
     def batch_backward(
         self, object dy, object x, object mean, object rstd, object weight, object bias,

@@ -54,11 +54,13 @@ typedef struct {
     int skip_nonfinite;
 } Update;
 
-/* Return 0, or -1 with a Python exception set: there was no memory. */
+/* Return 0; 1 if the call has to go another way, and nothing was written; or -1 with a Python
+   exception set: there was no memory. */
 typedef int (*call_t)(const Call *call);
 
+/* NULL: every call has to go another way. */
 typedef struct {
-    call_t apply;           /* NULL in rows */
+    call_t apply;           /* not of rows */
     call_t forward;
     call_t backward;
 } Passes;

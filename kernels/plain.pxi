@@ -138,6 +138,10 @@ cdef inline bint is_like(object values, cnp.ndarray x) noexcept:
     return True
 
 
+cdef inline bint is_done(call_t kernel, const Call *call) except -1:
+    return kernel != NULL and kernel(call) == 0
+
+
 cdef inline cnp.ndarray new_statistic(int ndim, const cnp.npy_intp *shape):
     return cnp.PyArray_EMPTY(ndim, <cnp.npy_intp *>shape, cnp.NPY_FLOAT64, 0)
 
@@ -239,10 +243,11 @@ cdef class Plain:
         call.y = <char *>cnp.PyArray_DATA(out)
         return out
 
-    cdef int forward(
+    cdef bint forward(
         self, const Passes *passes, Call *call, bint centre, Update *update
     ) except -1:
-        # Statistics that nobody asked for lie in memory of this call. `update` may be NULL.
+        # Whether it was done. Statistics that nobody asked for lie in memory of this call. `update`
+        # may be NULL.
         cdef Py_ssize_t size = call.statistics
         cdef double few[3 * FEW]
         cdef double *memory = few
@@ -256,7 +261,8 @@ cdef class Plain:
             call.to_mean = memory + size
         call.to_var = memory + 2 * size
         try:
-            passes.forward(call)
+            if not is_done(passes.forward, call):
+                return False
             if update != NULL and update.size > 0:
                 update.new_mean = call.to_mean
                 update.new_var = call.to_var
@@ -264,7 +270,7 @@ cdef class Plain:
         finally:
             if memory != few:
                 PyMem_RawFree(memory)
-        return 0
+        return True
 
     cdef object backward(
         self, const Passes *passes, Call *call, object x, object dy, object mean, object rstd,
@@ -293,5 +299,4 @@ cdef class Plain:
         dbias = new_parameter(parameters_ndim, parameters, wide, &call.dbias)
         call.dy = <const char *>cnp.PyArray_DATA(dy)
         call.rstd = inverse.double_
-        passes.backward(call)
-        return dx, dweight, dbias
+        return (dx, dweight, dbias) if is_done(passes.backward, call) else None

@@ -69,8 +69,7 @@ cdef class SampleCalls(BatchCalls):
         y = self.give_y(&call, x, out, residual, weight, bias, None, None)
         if y is None:
             return None
-        self.forward(self.rows, &call, centre, NULL)
-        return y
+        return y if self.forward(self.rows, &call, centre, NULL) else None
 
     def layer_forward(
         self, object x, object normalized_shape, object weight, object bias, object eps, object out,
@@ -94,8 +93,7 @@ cdef class SampleCalls(BatchCalls):
         if centre:
             mean = new_statistic(outer, shape)
             call.to_mean = doubles(mean)
-        self.forward(self.rows, &call, centre, NULL)
-        return y, mean, rstd
+        return (y, mean, rstd) if self.forward(self.rows, &call, centre, NULL) else None
 
     def layer_backward(
         self, object dy, object x, object mean, object rstd, object normalized_shape,
@@ -182,8 +180,7 @@ cdef class SampleCalls(BatchCalls):
         y = self.give_y(&call, x, out, residual, weight, bias, None, None)
         if y is None:
             return None
-        self.forward(passes, &call, True, NULL)
-        return y
+        return y if self.forward(passes, &call, True, NULL) else None
 
     def group_forward(
         self, object x, object num_groups, object weight, object bias, object eps, object axis,
@@ -202,8 +199,7 @@ cdef class SampleCalls(BatchCalls):
             return None
         mean, rstd = new_statistic(2, shape), new_statistic(2, shape)
         call.to_mean, call.to_rstd = doubles(mean), doubles(rstd)
-        self.forward(passes, &call, True, NULL)
-        return y, mean, rstd
+        return (y, mean, rstd) if self.forward(passes, &call, True, NULL) else None
 
     def group_backward(
         self, object dy, object x, object mean, object rstd, object num_groups, object weight,
