@@ -388,8 +388,12 @@ class _Table(Protocol):
     ACTIVATIONS: dict[str | None, int]
     KERNELS: tuple[_Kernel, ...]
 
+class _Schedule(Protocol):
+    NOGIL_SIZE: int
+
 cython: _Cython
 gufuncs_cy: _Gufuncs
+schedule: _Schedule
 table: _Table
 nchw: Channels
 nc: Channels

@@ -8,12 +8,16 @@ alias (Numba types them apart; no kernel writes to an input), statistics and par
 arrays, also where weight or bias is None, and every other array that is absent as one of length 0.
 
 Numba knows neither float16 nor bfloat16: their bits are passed, as int16 and uint16.
+
+All that is Python, and takes 3 us of a small call. The first call of a kernel with a dtype goes
+this way and compiles; plain arguments of later ones go past it (`normcore.numba_calls`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import Parameter, Signature
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +25,9 @@ from typing import Any, cast
 import numpy as np
 from numba import threading_layer  # type: ignore[attr-defined]  # exported without __all__
 
+from . import numba_calls
 from .kernels import cols, nc, nchw, rows, running, table
+from .numba_code import is_possible
 from .reference_kernels import FAMILIES
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +43,21 @@ _STATISTICS = (
 )
 _FLOAT64 = np.dtype(np.float64)
 _NO_MASK, _NO_NUMBERS = np.empty(0, np.uint8), np.empty(0)
-_BITS = {"float16": np.int16, "bfloat16": np.uint16}
+_KINDS = {
+    **dict.fromkeys(_ELEMENTS, numba_calls.ELEMENTS),
+    **dict.fromkeys(_STATISTICS, numba_calls.STATISTICS),
+    **dict.fromkeys(("dweight", "dbias"), numba_calls.GRADIENT),
+    **dict.fromkeys(("eps", "r_max", "d_max", "count"), numba_calls.FLOAT),
+    "mask": numba_calls.MASK,
+    "weight": numba_calls.WEIGHT,
+    "bias": numba_calls.BIAS,
+    "training": numba_calls.FLAG,
+}
+
+
+def _kind(name: str, family: str) -> str:
+    # r is a statistic of renorm, and the rows of rows.
+    return numba_calls.SIZE if name in table.SIZES[family] else _KINDS.get(name, numba_calls.SIZE)
 
 
 class _Alias:
@@ -55,18 +75,27 @@ def _flat(x: Array) -> Array:
 
 
 def _elements(x: Array) -> Array:
-    return _flat(x if x.itemsize != 2 else x.view(_BITS[x.dtype.name]))
+    return _flat(x if x.itemsize != 2 else x.view(numba_calls.BITS[x.dtype.name]))
 
 
 def _numbers(values: Array) -> Array:
     return _flat(values if values.dtype == _FLOAT64 else values.astype(_FLOAT64))
 
 
-def _layer_is_safe() -> bool:
-    try:
-        return cast(str, threading_layer()) != "workqueue"
-    except ValueError:  # no parallel call yet
-        return False
+class _Layer:
+    """Numba's threading layer."""
+
+    safe = False
+    """Is it known to take concurrent calls? It is what it is from the first parallel call on."""
+
+    def look(self) -> bool:
+        """Whether it is safe, which asking costs 0.5 us."""
+        with suppress(ValueError):  # no parallel call yet
+            self.safe = cast(str, threading_layer()) != "workqueue"
+        return self.safe
+
+
+_layer = _Layer()
 
 
 class _Kernel:
@@ -81,44 +110,43 @@ class _Kernel:
         self.x = names.index("x")
         self.weights = names.index("m" if kernel.family in ("rows", "cols") else "c")
         """The size that says how long weight is."""
-        self.elements = [i for i, name in enumerate(names) if name in _ELEMENTS]
-        self.masks = [i for i, name in enumerate(names) if name == "mask"]
-        statistics = set(_STATISTICS) - set(table.SIZES[kernel.family])  # r is also a size
-        self.statistics = [i for i, name in enumerate(names) if name in statistics]
-        self.parameters = [
-            (i, float(name == "weight"))
-            for i, name in enumerate(names)
-            if name in ("weight", "bias")
-        ]
-        self.gradients = [i for i, name in enumerate(names) if name in ("dweight", "dbias")]
+        self.names, self.name, self.family = names, kernel.name, kernel.family
+        self.kinds = tuple(_kind(name, kernel.family) for name in names)
+        self.tried: set[tuple[np.dtype[Any], bool]] = set()
+        self.entries: list[Callable[..., bool]] = []
+        """Of the serial and of the parallel twin, for each dtype of x that came."""
 
     def __call__(self, *arguments: Any) -> None:
-        given = list(arguments)
-        for i in self.elements:
-            if given[i] is not None:
-                given[i] = _elements(given[i])
-        for i in self.elements:
-            if given[i] is None:
-                given[i] = given[self.x][:0]
-        for i in self.masks:
-            given[i] = _NO_MASK if given[i] is None else _flat(given[i])
-        for i in self.statistics:
-            given[i] = _NO_NUMBERS if given[i] is None else _numbers(given[i])
-        for i, default in self.parameters:
-            if given[i] is None:
-                given[i] = np.full(given[self.weights], default)
-            else:
-                given[i] = _numbers(given[i])
-        for i in self.gradients:
-            given[i] = np.empty(given[i].size)
+        for entry in self.entries:
+            if entry(*arguments):
+                return
+        self._convert(arguments)
+        self._make_entry(arguments[self.x].dtype, arguments[-1] == 1)
+
+    def _convert(self, arguments: tuple[Any, ...]) -> None:
+        given, x = list(arguments), _elements(arguments[self.x])
+        for i, kind in enumerate(self.kinds):
+            if kind == numba_calls.ELEMENTS:
+                given[i] = x[:0] if given[i] is None else _elements(given[i])
+            elif kind == numba_calls.MASK:
+                given[i] = _NO_MASK if given[i] is None else _flat(given[i])
+            elif kind == numba_calls.STATISTICS:
+                given[i] = _NO_NUMBERS if given[i] is None else _numbers(given[i])
+            elif kind in numba_calls.DEFAULTS:
+                default = numba_calls.DEFAULTS[kind]
+                length = arguments[self.weights]
+                given[i] = np.full(length, default) if given[i] is None else _numbers(given[i])
+            elif kind == numba_calls.GRADIENT:
+                given[i] = np.empty(given[i].size)
         self._run(given)
-        for i in self.gradients:
-            arguments[i][...] = given[i].reshape(arguments[i].shape)
+        for i, kind in enumerate(self.kinds):
+            if kind == numba_calls.GRADIENT:
+                arguments[i][...] = given[i].reshape(arguments[i].shape)
 
     def _run(self, given: list[Any]) -> None:
         if given[-1] == 1:  # in a forked child always
             self.serial(*given)
-        elif _layer_is_safe():
+        elif _layer.safe or _layer.look():
             self.parallel(*given)
         elif _parallel.acquire(blocking=False):
             try:
@@ -127,6 +155,17 @@ class _Kernel:
                 _parallel.release()
         else:
             self.serial(*given)
+
+    def _make_entry(self, dtype: np.dtype[Any], serial: bool) -> None:
+        usable = is_possible() and (serial or _layer.safe)
+        if (dtype, serial) in self.tried or not usable:
+            return
+        self.tried.add((dtype, serial))
+        kernel, lengths = self.serial if serial else self.parallel, self.names[self.weights]
+        twin = numba_calls.Twin(kernel, self.names, self.kinds, dtype, lengths, serial)
+        self.entries.append(numba_calls.entry(twin))
+        if self.family in plain_passes and self.name in ("apply", "forward", "backward"):
+            plain_passes[self.family].add(twin, self.name)
 
     def compile(self, *arguments: Any) -> None:
         """Compile both twins for the dtype of x, by calling them."""
@@ -209,6 +248,8 @@ def _update(
     running.update(running_mean, running_var, count, *rest)
 
 
+plain_passes = {family: numba_calls.Passes(family) for family in ("nchw", "nc", "rows")}
+"""For the compiled plain calls, where there are any."""
 _families = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols}
 _arguments = {(kernel.family, kernel.name): kernel.arguments for kernel in table.KERNELS}
 COMPOSED = ("activation_backward",)

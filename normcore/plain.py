@@ -1,4 +1,4 @@
-"""The plain calls of a backend that has none.
+"""The plain calls of a backend that has none: NumPy, and Numba where Cython was not built.
 
 A compiled backend takes whole calls of plain arrays from Python to the kernel at once
 (`kernels/calls_cy.pyx`, which says what is plain). Whoever asks for one gets the result, or None,

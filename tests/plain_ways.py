@@ -14,11 +14,16 @@ ONE = pytest.mark.parametrize("ways", [cython.isa], indirect=True, ids=str)
 """Arguments are looked at before the instruction set matters."""
 
 
-class Watched(Calls):
-    """Compiled calls that count how often they answered, of one instruction set."""
+def compiled_calls(isa=cython.isa, threads=backend.threads):
+    """The plain calls of one instruction set."""
+    return cython.Calls(cython.modules(isa), threads, backend.SERIAL_BELOW)
 
-    def __init__(self, isa=cython.isa, threads=backend.threads):
-        self.compiled = cython.Calls(cython.modules(isa), threads, backend.SERIAL_BELOW)
+
+class Watched(Calls):
+    """Compiled calls that count how often they answered."""
+
+    def __init__(self, compiled):
+        self.compiled = compiled
         self.answered = 0
         for name in METHODS:
             setattr(self, name, partial(self.call, getattr(self.compiled, name)))
@@ -32,14 +37,14 @@ class Watched(Calls):
 def both(isa, monkeypatch):
     """(plain, general): calls that switch the way, plain ones watched."""
     families = cython.modules(isa)
-    watched = Watched(isa)
     channels = {name: families[name] for name in ("nchw", "nc")}
-    made = {
-        calls: backend.Backend(
-            *("cython", channels, families["rows"], families["cols"], cython.running, calls)
-        )
-        for calls in (watched, Calls())
-    }
+    given = channels, families["rows"], families["cols"], cython.running, compiled_calls(isa)
+    return ways_of(backend.Backend("cython", *given), monkeypatch)
+
+
+def ways_of(found, monkeypatch):
+    """`both` of a backend."""
+    made = {calls: found._replace(calls=calls) for calls in (Watched(found.calls), Calls())}
 
     def choose(calls):
         monkeypatch.setattr(backend, "current", lambda: made[calls])
@@ -87,3 +92,15 @@ def assert_same_bits(ways, case):
         assert mine.dtype == theirs.dtype
         assert mine.shape == theirs.shape
         assert mine.tobytes() == theirs.tobytes()
+
+
+def assert_same_bits_in_numba(monkeypatch, case):
+    """`assert_same_bits` with Numba's kernels, after the calls that compile them."""
+    pytest.importorskip("numba")
+    ways = ways_of(backend.load("numba"), monkeypatch)
+    plain, _ = ways
+    watched = plain()
+    for _ in range(2):  # a first parallel call tells the threading layer
+        case.call()
+    watched.answered = 0
+    assert_same_bits(ways, case)

@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from half_families import BFLOAT16
-from plain_ways import ONE, assert_same_bits, both, cython, outcome, overlapping, read_only, strided
+from plain_ways import (
+    ONE,
+    assert_same_bits,
+    assert_same_bits_in_numba,
+    both,
+    cython,
+    outcome,
+    overlapping,
+    read_only,
+    strided,
+)
 
 import normcore.functional as F
 
@@ -84,6 +94,18 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.shape}-{case.out}")
 def test_a_plain_backward_gives_the_bits_of_the_general_way(ways, case):
     assert_same_bits(ways, case)
+
+
+NUMBA = [
+    *(Case(name, (6, 4, 9)) for name in ("batch", "layer", "rms", "group", "instance")),
+    Case("batch", (7, 64), np.float64, np.float64, out="dy"),
+    Case("batch", (64, 32, 33), affine=False),
+]
+
+
+@pytest.mark.parametrize("case", NUMBA, ids=lambda case: f"{case.name}-{case.shape}")
+def test_numba_kernels_take_plain_calls_once_they_are_compiled(case, monkeypatch):
+    assert_same_bits_in_numba(monkeypatch, case)
 
 
 BAD = {

@@ -10,7 +10,9 @@ from plain_ways import (
     ONE,
     Watched,
     assert_same_bits,
+    assert_same_bits_in_numba,
     both,
+    compiled_calls,
     cython,
     outcome,
     overlapping,
@@ -103,6 +105,22 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.shape}")
 def test_a_plain_call_gives_the_bits_of_the_general_way(ways, case):
     assert_same_bits(ways, case)
+
+
+NUMBA = [
+    *(Case(name, (7, 64)) for name in ("eval", "train", "forward", "layer", "group")),
+    *(Case(name, (8, 6, 5), out="given") for name in ("eval", "forward", "instance")),
+    *(Case(name, (5, 4, 3), np.float64, out="x") for name in ("eval", "rms_forward")),
+    Case("eval", (2, 300, 2), parameters=np.float64),
+    Case("forward", (4, 6, 5), options={"residual": True, "activation": "relu"}),
+    Case("layer", (6, 64, 128), BFLOAT16),
+    Case("train", (64, 32, 33)),
+]
+
+
+@pytest.mark.parametrize("case", NUMBA, ids=lambda case: f"{case.name}-{case.shape}")
+def test_numba_kernels_take_plain_calls_once_they_are_compiled(case, monkeypatch):
+    assert_same_bits_in_numba(monkeypatch, case)
 
 
 BAD = {
@@ -250,7 +268,7 @@ def test_a_plain_forward_over_x_leaves_no_x_for_the_backward(ways):
 
 def test_settings_reach_plain_calls_at_once():
     asked = []
-    watched = Watched(threads=lambda size: asked.append(size) or 2)
+    watched = Watched(compiled_calls(threads=lambda size: asked.append(size) or 2))
     small, large = np.zeros((64, 64), np.float32), np.zeros((64, backend.SERIAL_BELOW // 64))
     for x in (small, large):
         c = x.shape[1]
