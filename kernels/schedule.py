@@ -46,11 +46,11 @@ instead of 1.47 of the triad backward on (2, 3, 427, 640), and 1.61 instead of 1
 (32, 64, 112, 112); forward there, with 1.6 MB, the same."""
 
 TURN_BYTES, TEAM_TURN_BYTES = 2**19, 2**20
-"""nchw: a thread, or each of a team, writes one block of channels while it reads the next one, if it
-reads at most this much of each: its cache holds both (2 MB of L2). Backward, (32, 64, 56, 56) took
-1.23 of the triad with two blocks of 0.8 MB in the cache of one thread, 1.13 with halves of them in
-those of two, and 1.17 one after the other; (32, 64, 112, 112), with 1.6 MB for each of two threads,
-1.68 and 1.62."""
+"""nchw: a thread, or each of a team, writes one block of channels while it reads the next one, if
+it reads at most this much of each: its cache holds both (2 MB of L2). Backward, (32, 64, 56, 56)
+took 1.23 of the triad with two blocks of 0.8 MB in the cache of one thread, 1.13 with halves of
+them in those of two, and 1.17 one after the other; (32, 64, 112, 112), with 1.6 MB for each of two
+threads, 1.68 in turns and 1.62."""
 
 NOGIL_SIZE = 8192
 """Below this many elements the Cython kernels keep the GIL: letting it go and taking it back costs

@@ -73,22 +73,13 @@ def load(name: str) -> Backend:
         return _backend(name, cython.families, cython.running, calls)
     if name == "numba":
         try:
-            from .numba_kernels import passes, plain_passes, update
+            from .numba_kernels import passes, plain_calls, update
         except ImportError as error:
             raise ImportError(f"backend 'numba' cannot be used here: {error}") from error
-        calls = _compiled_calls(plain_passes)
+        calls = plain_calls(threads, SERIAL_BELOW)
         return _backend(name, {family: passes(family) for family in table.PASSES}, update, calls)
     families = {family: _quiet(passes) for family, passes in reference_kernels.FAMILIES.items()}
     return _backend(name, families, _quiet(reference_kernels.RUNNING))
-
-
-def _compiled_calls(families: dict[str, Any]) -> Any:
-    # Plain calls of other kernels than Cython's, where Cython was built.
-    try:
-        from .kernels import cython
-    except ImportError:
-        return _GENERAL
-    return cython.Calls({**families, "running": cython.running}, threads, SERIAL_BELOW)
 
 
 def _quiet(family: Any) -> Any:

@@ -28,6 +28,7 @@ from numba import threading_layer  # type: ignore[attr-defined]  # exported with
 from . import numba_calls
 from .kernels import cols, nc, nchw, rows, running, table
 from .numba_code import is_possible
+from .plain import Calls
 from .reference_kernels import FAMILIES
 
 Array = np.ndarray[Any, Any]
@@ -164,8 +165,8 @@ class _Kernel:
         kernel, lengths = self.serial if serial else self.parallel, self.names[self.weights]
         twin = numba_calls.Twin(kernel, self.names, self.kinds, dtype, lengths, serial)
         self.entries.append(numba_calls.entry(twin))
-        if self.family in plain_passes and self.name in ("apply", "forward", "backward"):
-            plain_passes[self.family].add(twin, self.name)
+        if self.family in _plain_passes and self.name in ("apply", "forward", "backward"):
+            _plain_passes[self.family].add(twin, self.name)
 
     def compile(self, *arguments: Any) -> None:
         """Compile both twins for the dtype of x, by calling them."""
@@ -248,7 +249,7 @@ def _update(
     running.update(running_mean, running_var, count, *rest)
 
 
-plain_passes = {family: numba_calls.Passes(family) for family in ("nchw", "nc", "rows")}
+_plain_passes = {family: numba_calls.Passes(family) for family in ("nchw", "nc", "rows")}
 """For the compiled plain calls, where there are any."""
 _families = {"nchw": nchw, "nc": nc, "rows": rows, "cols": cols}
 _arguments = {(kernel.family, kernel.name): kernel.arguments for kernel in table.KERNELS}
@@ -271,6 +272,15 @@ update = SimpleNamespace(update=_update)
 def passes(family: str) -> Any:
     """The kernels of one family, by name."""
     return SimpleNamespace(**{name: call for (of, name), call in _passes.items() if of == family})
+
+
+def plain_calls(threads: Callable[[int], int], serial_below: int) -> Any:
+    """The plain calls of these kernels: compiled ones where Cython was built."""
+    try:
+        from .kernels import cython
+    except ImportError:
+        return Calls()
+    return cython.Calls({**_plain_passes, "running": cython.running}, threads, serial_below)
 
 
 def compiled_passes(family: str, fallback: Any) -> Any:
