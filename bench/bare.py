@@ -4,8 +4,9 @@ The limit of `bench.limits` reads and writes at once. A norm cannot: it reads ev
 channel (of a group, of a sample) before it writes the first one, and what its caches did not keep
 it reads twice. These loops do only that: they add up all pieces of a block and then write them,
 last piece first, with streaming stores; no shift, no float64, no coefficients. Like the kernels,
-threads have blocks of their own or share each. What a kernel takes beyond these loops is its own;
-what they take beyond the limit, it cannot help.
+threads have blocks of their own or share each. What a kernel takes beyond these loops is its own.
+What they take beyond the limit it can only help by reading one block while it writes another, where
+its caches hold both.
 
 Of the layouts in which a block outgrows registers: `nchw` and `nc`, beyond the cache.
 """
