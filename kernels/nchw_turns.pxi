@@ -21,14 +21,14 @@ cdef bint takes_turns(Job *job, Plan *plan) noexcept nogil:
 
 
 cdef void unit_turn(
-    Job *job, Plan *plan, Py_ssize_t written, Py_ssize_t summed_, Py_ssize_t channels,
+    Job *job, Plan *plan, Py_ssize_t to_write, Py_ssize_t to_sum, Py_ssize_t channels,
     Py_ssize_t unit, double *part, bint goes_on, Shared *shared, Ends *ends
 ) noexcept nogil:
-    # Of so many channels from `written` and from `summed_` on. What follows the last run in memory
+    # Of so many channels from `to_write` and from `to_sum` on. What follows the last run in memory
     # is written next if it `goes_on`.
     cdef double lanes[MAX_STRIP][3 * LANES]
     cdef Bounds bounds = bounds_of(plan, unit)
-    cdef Py_ssize_t plane, i, at, from_, next
+    cdef Py_ssize_t plane, i, at, read_at, next
     cdef const Channel *by
     cdef char *out
     cdef Summed of
@@ -36,11 +36,11 @@ cdef void unit_turn(
     for plane in range(bounds.plane, bounds.plane_end):
         ask_for_ends(job, plan, ends)
         for i in range(channels):
-            from_ = (plane * plan.c + summed_ + i) * plan.s + bounds.start
+            read_at = (plane * plan.c + to_sum + i) * plan.s + bounds.start
             next = to_later_run(plan, &bounds, plane, i, channels)
-            of = summed(job, lanes[i], summed_ + i, from_, bounds.len, next)
-            by = job.channels + written + i
-            at = ((plane * plan.c + written + i) * plan.s + bounds.start) * job.itemsize
+            of = summed(job, lanes[i], to_sum + i, read_at, bounds.len, next)
+            by = job.channels + to_write + i
+            at = ((plane * plan.c + to_write + i) * plan.s + bounds.start) * job.itemsize
             out = job.out + at
             share_line(
                 job, out, bounds.len * job.itemsize, by.kind == PLAIN_CHANNEL,

@@ -1,6 +1,9 @@
 """Numba's kernels called past its dispatcher: the bits of the way through Python, and what is left
 to it."""
 
+import ctypes
+import re
+from pathlib import Path
 from sys import getrefcount
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from half_families import HALF_OF
 from kernel_cases import KERNEL, Case, arguments
 
-from normcore import numba_kernels
+from normcore import numba_calls, numba_kernels
 from normcore.numba_code import is_possible
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="objects have another head here")
@@ -126,3 +129,18 @@ def test_an_entry_keeps_no_reference():
     for _ in range(10):
         call(*given)
     assert before == [getrefcount(value) for value in given if isinstance(value, np.ndarray)]
+
+
+def test_a_call_is_laid_out_as_in_the_header():
+    # Code reads it by offset: a field that stands in one of the two alone shifts those behind it.
+    header = Path(__file__).parents[1] / "kernels" / "calls.h"
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+    body = text[: text.index("} Call;")].rpartition("{")[2]
+    sizes = {"int": 4, "double": 8, "ptrdiff_t": 8, "Parameter": 16, "WritableParameter": 16}
+    fields = []
+    for line in filter(None, map(str.strip, body.split(";"))):
+        kind, names = re.fullmatch(r"(?:const )?(\w+) (.*)", line).groups()
+        for name, count in re.findall(r"(\*?\w+)(?:\[(\d)\])?", names):
+            size = 8 if name.startswith("*") else sizes[kind]
+            fields.append((name.lstrip("*"), size * int(count or 1)))
+    assert fields == [(name, ctypes.sizeof(kind)) for name, kind in numba_calls.Call._fields_]
